@@ -43,10 +43,10 @@ enum Verb {
     Down,
     /// Show what runs.
     Status,
-    /// Build the image NAME from DIR (with a Dockerfile) and hand it to the cluster.
+    /// Build IMAGE from DIRECTORY (with a Dockerfile) and hand it to the cluster.
     LoadImage {
         /// Name with tag, such as localhost/example:dev.
-        name: String,
+        image: String,
         /// Directory with the Dockerfile and what it copies.
         directory: PathBuf,
     },
@@ -91,8 +91,8 @@ async fn run(args: Args, progress: &Progress) -> Result<()> {
         Verb::Up { owner } => up(&cluster, owner, progress).await,
         Verb::Down => cluster.down(progress).await,
         Verb::Status => status(&cluster).await,
-        Verb::LoadImage { name, directory } => {
-            let archive = images::build(&cache, &name, &directory, progress).await?;
+        Verb::LoadImage { image, directory } => {
+            let archive = images::build(&cache, &image, &directory, progress).await?;
             cluster.load(&[archive], progress).await
         }
         Verb::Images => {

@@ -32,6 +32,8 @@ pub struct AuditEvent {
     pub user: User,
     /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`.
     pub verb: String,
+    /// `ResponseStarted` (of long answers only) or `ResponseComplete`.
+    pub stage: String,
     /// Path and query as asked.
     #[serde(rename = "requestURI")]
     pub uri: String,
@@ -91,6 +93,13 @@ pub struct Filter {
     pub resource: Option<String>,
     /// The namespace.
     pub namespace: Option<String>,
+}
+
+impl AuditEvent {
+    /// Long answers are logged twice: a watch counts when it begins, everything else when it ends.
+    fn is_the_one_of_its_request(&self) -> bool {
+        (self.verb == "watch") == (self.stage == "ResponseStarted")
+    }
 }
 
 impl Filter {
@@ -178,7 +187,7 @@ impl Audit {
             // A line still being written is for the next call.
             if line.ends_with('\n') {
                 let event: AuditEvent = serde_json::from_str(&line).context("a line of the audit log")?;
-                if filter.matches(&event) {
+                if event.is_the_one_of_its_request() && filter.matches(&event) {
                     found.push(event);
                 }
             }

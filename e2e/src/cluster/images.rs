@@ -88,10 +88,10 @@ pub async fn toolbox(cache: &Cache, progress: &Progress) -> Result<Archive> {
 }
 
 /// Loads the pause image into a plane that is just starting.
-pub(super) async fn load_pause(cache: &Cache, plane: &Plane) -> Result<()> {
+pub(super) async fn load_pause(cache: &Cache, plane: &Plane, progress: &Progress) -> Result<()> {
     let files = [("pause", plane.binaries().path("pause"))];
     let dockerfile = include_str!("components/pause/Dockerfile");
-    let archive = from_files(cache, PAUSE, dockerfile, &files, &Progress::new()).await?;
+    let archive = from_files(cache, PAUSE, dockerfile, &files, progress).await?;
     import(plane, &archive).await
 }
 

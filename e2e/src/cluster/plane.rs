@@ -250,7 +250,8 @@ impl Plane {
 
     /// A failed start leaves its logs for a look.
     fn keep_logs(&self) {
-        let kept = self.cache.path(&format!("cluster/{}.failed-logs", self.name));
+        let kept = self.cache.path(&format!("failed/{}", self.name));
+        let _ = fs::create_dir_all(self.cache.path("failed"));
         let _ = fs::remove_dir_all(&kept);
         let _ = fs::rename(self.logs(), kept);
     }

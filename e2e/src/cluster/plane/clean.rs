@@ -15,8 +15,8 @@ use crate::cluster::{
     process::{self, Record},
 };
 
-/// The parts that are not allowed to react to the end of the others, first ended first.
-const GRACE: Duration = Duration::from_secs(2);
+/// Their state goes with them: the parts get no time for more than closing files.
+const GRACE: Duration = Duration::from_millis(400);
 const SHIM: &str = "containerd-shim-runc-v2";
 
 impl Plane {

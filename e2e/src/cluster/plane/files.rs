@@ -4,6 +4,8 @@ use std::path::Path;
 
 /// Address of the node, on a bridge of its own: API server, kubelet and DNS listen there and nowhere else.
 pub(super) const NODE_IP: &str = "10.0.99.1";
+/// Address of what only the plane's own parts ask; not 127.0.0.1, where other programs may hold the usual ports.
+pub(super) const LOCAL_IP: &str = "127.0.99.1";
 /// First address of the service range: the API server as pods see it.
 pub(super) const API_SERVICE_IP: &str = "10.96.0.1";
 /// Range of service addresses.
@@ -113,6 +115,7 @@ pub(super) fn kubelet(state: &Path) -> String {
         "apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 address: {NODE_IP}
+healthzBindAddress: {LOCAL_IP}
 authentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: {{clientCAFile: '{state}/pki/ca.crt'}}}}
 authorization: {{mode: Webhook}}
 tlsCertFile: '{state}/pki/kubelet.crt'
@@ -145,8 +148,8 @@ clusterCIDR: {PODS}
 nftables: {{masqueradeAll: true}}
 clientConnection: {{kubeconfig: '{state}/proxy.kubeconfig'}}
 hostnameOverride: {NODE}
-healthzBindAddress: 127.0.0.1:10256
-metricsBindAddress: 127.0.0.1:10249
+healthzBindAddress: {LOCAL_IP}:10256
+metricsBindAddress: {LOCAL_IP}:10249
 "
     )
 }

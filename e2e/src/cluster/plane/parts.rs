@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::files::{NODE, NODE_IP, SERVICES};
+use super::files::{LOCAL_IP, NODE, NODE_IP, SERVICES};
 
 pub(super) const ETCD: &str = "etcd";
 pub(super) const API_SERVER: &str = "kube-apiserver";
@@ -25,9 +25,8 @@ pub(super) const ALL: &[&str] = &[
     KUBELET,
 ];
 
-/// Not etcd's usual ports, which an installed etcd may hold.
-const ETCD_CLIENTS: &str = "http://127.0.0.1:23790";
-const ETCD_PEERS: &str = "http://127.0.0.1:23800";
+const ETCD_CLIENTS: &str = "http://127.0.99.1:2379";
+const ETCD_PEERS: &str = "http://127.0.99.1:2380";
 
 /// The arguments of `part`; every path in them is below `state`.
 // In the texts `@` stands for the state directory.
@@ -36,7 +35,7 @@ pub(super) fn arguments(part: &str, state: &Path) -> Vec<String> {
         ETCD => format!(
             "--data-dir=@/etcd --listen-client-urls={ETCD_CLIENTS} --advertise-client-urls={ETCD_CLIENTS}
              --listen-peer-urls={ETCD_PEERS} --initial-advertise-peer-urls={ETCD_PEERS}
-             --initial-cluster=default={ETCD_PEERS} --unsafe-no-fsync --log-level=warn"
+             --initial-cluster=default={ETCD_PEERS} --unsafe-no-fsync --log-level=error"
         ),
         API_SERVER => format!(
             "--etcd-servers={ETCD_CLIENTS} --bind-address={NODE_IP} --secure-port=6443 --advertise-address={NODE_IP}
@@ -51,17 +50,15 @@ pub(super) fn arguments(part: &str, state: &Path) -> Vec<String> {
              --audit-log-maxsize=4000"
         ),
         // A node without processor time for a while is no dead node here: pods must not be evicted for it.
-        CONTROLLER_MANAGER => "--kubeconfig=@/controller-manager.kubeconfig --service-account-private-key-file=@/pki/sa.key
+        CONTROLLER_MANAGER => format!("--kubeconfig=@/controller-manager.kubeconfig --service-account-private-key-file=@/pki/sa.key
              --root-ca-file=@/pki/ca.crt --use-service-account-credentials --leader-elect=false
              --authentication-kubeconfig=@/controller-manager.kubeconfig
-             --authorization-kubeconfig=@/controller-manager.kubeconfig --bind-address=127.0.0.1
+             --authorization-kubeconfig=@/controller-manager.kubeconfig --bind-address={LOCAL_IP}
              --cluster-signing-cert-file=@/pki/ca.crt --cluster-signing-key-file=@/pki/ca.key
-             --node-monitor-grace-period=5m --kube-api-qps=100 --kube-api-burst=200 --cert-dir=@/pki"
-        .to_owned(),
-        SCHEDULER => "--kubeconfig=@/scheduler.kubeconfig --authentication-kubeconfig=@/scheduler.kubeconfig
-             --authorization-kubeconfig=@/scheduler.kubeconfig --leader-elect=false --bind-address=127.0.0.1
-             --cert-dir=@/pki"
-        .to_owned(),
+             --node-monitor-grace-period=5m --kube-api-qps=100 --kube-api-burst=200 --cert-dir=@/pki"),
+        SCHEDULER => format!("--kubeconfig=@/scheduler.kubeconfig --authentication-kubeconfig=@/scheduler.kubeconfig
+             --authorization-kubeconfig=@/scheduler.kubeconfig --leader-elect=false --bind-address={LOCAL_IP}
+             --cert-dir=@/pki"),
         KUBELET => format!(
             "--config=@/kubelet.yaml --kubeconfig=@/kubelet.kubeconfig --hostname-override={NODE}
              --root-dir=@/kubelet --node-ip={NODE_IP} --cert-dir=@/pki"

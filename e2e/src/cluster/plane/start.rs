@@ -38,7 +38,7 @@ impl Plane {
         let prepare = async { tokio::try_join!(pki::create(&keys, &subjects), self.network()) };
         progress.step("making keys and networks", prepare).await?;
         let control_plane = progress.step("starting etcd and the API server", self.control_plane());
-        let runtime = progress.step("starting containerd", self.runtime());
+        let runtime = progress.step("starting containerd", self.runtime(progress));
         tokio::try_join!(control_plane, runtime)?;
         let node = self.node();
         progress.step("starting the node", node).await?;
@@ -94,7 +94,7 @@ impl Plane {
         run(rules).await.map(|_| ())
     }
 
-    async fn runtime(&self) -> Result<()> {
+    async fn runtime(&self, progress: &Progress) -> Result<()> {
         self.spawn(parts::CONTAINERD)?;
         self.wait_for(&[parts::CONTAINERD], async || {
             succeeds(self.ctr(&["version"]))
@@ -103,7 +103,7 @@ impl Plane {
                 .context("no answer on its socket")
         })
         .await?;
-        images::load_pause(&self.cache, self).await
+        images::load_pause(&self.cache, self, progress).await
     }
 
     async fn control_plane(&self) -> Result<()> {
