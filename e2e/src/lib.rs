@@ -4,6 +4,19 @@
 use tokio::signal::unix::{SignalKind, signal};
 
 pub mod cluster;
+mod condition;
+pub mod installation;
+pub mod manifest;
+mod namespace;
+mod reach;
+mod session;
+mod state_dump;
+
+pub use condition::{Seen, await_condition};
+pub use manifest::{accepts, rejects};
+pub use namespace::{TestNamespace, with_temp_namespace};
+pub use reach::{Reach, reach};
+pub use session::{cluster, install, toolbox};
 
 /// Returns the name of the first of SIGINT, SIGTERM and SIGHUP that arrives.
 pub async fn interrupted() -> &'static str {

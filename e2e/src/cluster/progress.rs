@@ -80,7 +80,8 @@ impl Progress {
     ) -> Result<T> {
         let began = now();
         self.say(what);
-        let mut work = std::pin::pin!(work);
+        // Boxed: steps nest, and each would otherwise carry the size of all below it.
+        let mut work = Box::pin(work);
         let mut ticks = tokio::time::interval_at(began + TICK, TICK);
         loop {
             tokio::select! {

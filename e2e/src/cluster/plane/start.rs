@@ -36,7 +36,9 @@ impl Plane {
         self.write_files()?;
         let (keys, subjects) = (self.state.join("pki"), subjects());
         let prepare = async { tokio::try_join!(pki::create(&keys, &subjects), self.network()) };
-        progress.step("making keys and networks", prepare).await?;
+        progress
+            .step("making keys and networks", Box::pin(prepare))
+            .await?;
         let control_plane = progress.step("starting etcd and the API server", self.control_plane());
         let runtime = progress.step("starting containerd", self.runtime(progress));
         tokio::try_join!(control_plane, runtime)?;
