@@ -210,3 +210,48 @@ impl LLMPoolSpec {
         Some(price.value() / 3_600.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(extra: &str) -> LLMPoolSpec {
+        let text = format!("model: {{name: m, source: image}}\nengine: {{image: i}}\n{extra}");
+        serde_saphyr::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn price_is_of_one_pod_and_optional() {
+        assert_eq!(spec("").price_per_second(), None);
+        assert_eq!(
+            spec("accelerator: {resource: nvidia.com/gpu}").price_per_second(),
+            None
+        );
+        let price =
+            spec("accelerator: {resource: nvidia.com/gpu, count: 4, hourlyPrice: '3.60'}").price_per_second();
+        assert!(
+            price.is_some_and(|price| (price - 0.001).abs() < 1e-12),
+            "{price:?}"
+        );
+    }
+
+    #[test]
+    fn the_engine_port_follows_its_type() {
+        let mut spec = spec("");
+        assert_eq!(spec.engine_port(), 8_000);
+        spec.engine.r#type = EngineType::SGLang;
+        assert_eq!(spec.engine_port(), 30_000);
+    }
+
+    #[test]
+    fn quantities_are_read_as_numbers_or_text() {
+        let spec = spec("resources: {requests: {cpu: 4, memory: 1Gi}}");
+        let read: Vec<&str> = spec
+            .resources
+            .requests
+            .values()
+            .map(|quantity| quantity.0.as_str())
+            .collect();
+        assert_eq!(read, ["4", "1Gi"]);
+    }
+}

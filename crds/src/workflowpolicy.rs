@@ -149,7 +149,7 @@ pub struct WorkflowPolicySpec {
         .message("tpot is not available in this version"))]
     #[serde(default)]
     pub slo: Slo,
-    /// Bounds.
+    /// What the workflows under the policy may use.
     #[x_kube(validation = Rule::new("!has(self.maxConcurrentRequests)")
         .message("maxConcurrentRequests is not available in this version"))]
     #[x_kube(validation = Rule::new("!has(self.maxQueuedRequests)")

@@ -217,7 +217,7 @@ pub struct Slo {
     pub completion: Option<Duration>,
 }
 
-/// Bounds.
+/// What the workflows under a policy may use.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Limits {
