@@ -1,1 +1,33 @@
-//! Placeholder.
+//! What Weir's cluster tests, demo and benchmarks share: a Kubernetes to run on, the installed operator, a namespace
+//! per test, waits on conditions.
+
+use tokio::signal::unix::{SignalKind, signal};
+
+pub mod cluster;
+mod condition;
+pub mod installation;
+pub mod manifest;
+mod namespace;
+mod reach;
+mod session;
+mod state_dump;
+
+pub use condition::{Seen, await_condition};
+pub use manifest::{accepts, rejects};
+pub use namespace::{TestNamespace, with_temp_namespace};
+pub use reach::{Reach, reach};
+pub use session::{cluster, install, toolbox};
+
+/// Returns the name of the first of SIGINT, SIGTERM and SIGHUP that arrives.
+pub async fn interrupted() -> &'static str {
+    let wait = async |kind| match signal(kind) {
+        Ok(mut signals) => signals.recv().await,
+        // Without the right to listen, the default action stays: the process ends.
+        Err(_) => std::future::pending().await,
+    };
+    tokio::select! {
+        _ = wait(SignalKind::interrupt()) => "interrupted",
+        _ = wait(SignalKind::terminate()) => "asked to end",
+        _ = wait(SignalKind::hangup()) => "the terminal is gone",
+    }
+}

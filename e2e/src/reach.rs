@@ -1,0 +1,100 @@
+//! Reaching a Service from this process.
+
+use std::{process::Stdio, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::Service;
+use kube::{Api, Client};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use crate::cluster::{Cluster, command::Group};
+
+/// A way to a Service; it closes when dropped.
+#[derive(Debug)]
+pub struct Reach {
+    /// `http://HOST:PORT`, without a path.
+    pub url: String,
+    _forward: Option<(tokio::process::Child, Group)>,
+}
+
+/// Opens a way to a port of a Service: its own address on the local Kubernetes, `kubectl port-forward` elsewhere.
+///
+/// # Errors
+/// The Service does not exist, or cannot be forwarded.
+pub async fn reach(
+    cluster: &Cluster,
+    client: &Client,
+    namespace: &str,
+    service: &str,
+    port: u16,
+) -> Result<Reach> {
+    if cluster.addresses_are_local() {
+        let services: Api<Service> = Api::namespaced(client.clone(), namespace);
+        let found = services
+            .get(service)
+            .await
+            .with_context(|| format!("Service {namespace}/{service}"))?;
+        let address = found
+            .spec
+            .and_then(|spec| spec.cluster_ip)
+            .context("the Service has no address")?;
+        return Ok(Reach {
+            url: format!("http://{address}:{port}"),
+            _forward: None,
+        });
+    }
+    let target = format!("service/{service}");
+    let ports = format!(":{port}");
+    let mut forward = cluster.kubectl(&[
+        "port-forward",
+        "--address=127.0.0.1",
+        "-n",
+        namespace,
+        &target,
+        &ports,
+    ])?;
+    forward
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .process_group(0);
+    let mut child = forward.spawn().context("starting kubectl port-forward")?;
+    let group = Group::of(&child);
+    let output = child
+        .stdout
+        .take()
+        .context("the output of kubectl port-forward")?;
+    let line = async {
+        let mut lines = BufReader::new(output).lines();
+        lines.next_line().await
+    };
+    let line = tokio::time::timeout(Duration::from_secs(20), line).await;
+    let Ok(Ok(Some(line))) = line else {
+        bail!("kubectl port-forward to {namespace}/{service} did not begin");
+    };
+    let local = forwarded_port(&line).with_context(|| format!("kubectl port-forward said `{line}`"))?;
+    Ok(Reach {
+        url: format!("http://127.0.0.1:{local}"),
+        _forward: Some((child, group)),
+    })
+}
+
+/// The port in `Forwarding from 127.0.0.1:40123 -> 8080`.
+fn forwarded_port(line: &str) -> Option<u16> {
+    let (_, rest) = line.split_once("127.0.0.1:")?;
+    rest.split(' ').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_forwarded_port_is_read() {
+        assert_eq!(
+            forwarded_port("Forwarding from 127.0.0.1:40123 -> 8080"),
+            Some(40_123)
+        );
+        assert_eq!(forwarded_port("error: unable to forward"), None);
+    }
+}
