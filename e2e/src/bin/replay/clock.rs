@@ -20,7 +20,7 @@ pub(crate) fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Milliseconds between two instants; 0 if they are the wrong way round.
+/// Milliseconds between two instants, to the microsecond; 0 if they are the wrong way round.
 pub(crate) fn ms_between(from: Instant, to: Instant) -> f64 {
-    to.saturating_duration_since(from).as_secs_f64() * 1e3
+    to.saturating_duration_since(from).as_micros() as f64 / 1e3
 }

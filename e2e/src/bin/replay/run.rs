@@ -158,3 +158,7 @@ fn write_summary(path: &Path, summary: &Summary) -> anyhow::Result<()> {
     text.push('\n');
     std::fs::write(path, text).with_context(|| format!("cannot write the summary to {}", path.display()))
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

@@ -15,107 +15,43 @@ use crate::random::{Random, nth};
 const BLOCK_TOKENS: u64 = 64;
 
 /// Turns of a main agent: median 46, 90th percentile 179.
-const TURNS: LogNormal = LogNormal {
-    median: 46.0,
-    sigma: 1.06,
-    least: 3.0,
-    most: 450.0,
-};
+const TURNS: LogNormal = LogNormal::new(46.0, 1.06, 3.0, 450.0);
 /// Tools and system prompt: quartiles 12.7k, 15.0k, 15.5k.
-const HEAD_TOKENS: LogNormal = LogNormal {
-    median: 15_000.0,
-    sigma: 0.12,
-    least: 8_000.0,
-    most: 24_000.0,
-};
+const HEAD_TOKENS: LogNormal = LogNormal::new(15_000.0, 0.12, 8_000.0, 24_000.0);
 /// First prompt of a session that starts new, beyond its head: half of all first prompts have under 27k in total.
-const FRESH_TOKENS: LogNormal = LogNormal {
-    median: 8_000.0,
-    sigma: 0.9,
-    least: 200.0,
-    most: 60_000.0,
-};
+const FRESH_TOKENS: LogNormal = LogNormal::new(8_000.0, 0.9, 200.0, 60_000.0);
 /// First prompt of a session that takes up an old context: 75th percentile of all 104k, 90th 260k.
-const RESUMED_TOKENS: LogNormal = LogNormal {
-    median: 120_000.0,
-    sigma: 0.6,
-    least: 40_000.0,
-    most: 400_000.0,
-};
+const RESUMED_TOKENS: LogNormal = LogNormal::new(160_000.0, 0.65, 40_000.0, 600_000.0);
 const RESUMED_SHARE: f64 = 0.35;
 /// What a turn adds besides the last answer (tool results, files, questions): median 281, 90th percentile 2,842.
-const ADDED_TOKENS: LogNormal = LogNormal {
-    median: 281.0,
-    sigma: 1.8,
-    least: 8.0,
-    most: 60_000.0,
-};
+const ADDED_TOKENS: LogNormal = LogNormal::new(281.0, 1.8, 8.0, 60_000.0);
 /// Answers: median 217, mean 440.
-const OUTPUT_TOKENS: LogNormal = LogNormal {
-    median: 217.0,
-    sigma: 1.19,
-    least: 1.0,
-    most: 16_000.0,
-};
+const OUTPUT_TOKENS: LogNormal = LogNormal::new(217.0, 1.19, 1.0, 16_000.0);
 /// Median 8.6 s; 12 % over 60 s gives sigma = ln(60 / 8.6) / 1.175.
-const TOOL_PAUSE_S: LogNormal = LogNormal {
-    median: 8.6,
-    sigma: 1.653,
-    least: 0.2,
-    most: 40_000.0,
-};
+const TOOL_PAUSE_S: LogNormal = LogNormal::new(8.6, 1.653, 0.2, 40_000.0);
 /// Median 210 s, 75th percentile 1,050 s.
-const USER_PAUSE_S: LogNormal = LogNormal {
-    median: 210.0,
-    sigma: 2.2,
-    least: 1.0,
-    most: 80_000.0,
-};
+const USER_PAUSE_S: LogNormal = LogNormal::new(210.0, 2.2, 1.0, 80_000.0);
 const TOOL_USE_SHARE: f64 = 0.945;
-/// A prompt over this is summarised: compactions start from 150k tokens at the median.
-const COMPACTION_TOKENS: LogNormal = LogNormal {
-    median: 160_000.0,
-    sigma: 0.25,
-    least: 60_000.0,
-    most: 400_000.0,
-};
+/// A prompt over this is summarised. Theirs happen at 150k tokens at the median, but some contexts hold a million and are
+/// never summarised; one distribution stands for both, wide enough to give the average prompt.
+const COMPACTION_TOKENS: LogNormal = LogNormal::new(230_000.0, 0.5, 80_000.0, 900_000.0);
 /// Prompt after a compaction, and the share of it that is still the old prefix.
-const COMPACTED_TOKENS: LogNormal = LogNormal {
-    median: 34_000.0,
-    sigma: 0.5,
-    least: 16_000.0,
-    most: 100_000.0,
-};
+const COMPACTED_TOKENS: LogNormal = LogNormal::new(34_000.0, 0.5, 16_000.0, 100_000.0);
 const COMPACTED_KEPT: f64 = 0.39;
+
+/// Turns whose client has rewritten its context early on (1.5 %), and the share of the last prompt they keep: quartiles
+/// 6 %, 13 %, 25 %.
+const REWRITTEN_SHARE: f64 = 0.015;
+const REWRITTEN_KEPT: LogNormal = LogNormal::new(0.13, 1.05, 0.01, 0.95);
 
 /// Ours, see above.
 const SESSIONS_WITH_SUBAGENTS: f64 = 0.1;
-const SUBAGENT_TURNS: LogNormal = LogNormal {
-    median: 10.0,
-    sigma: 0.4,
-    least: 2.0,
-    most: 24.0,
-};
-const SUBAGENT_TOKENS: LogNormal = LogNormal {
-    median: 10_400.0,
-    sigma: 0.2,
-    least: 8_000.0,
-    most: 18_000.0,
-};
+const SUBAGENT_TURNS: LogNormal = LogNormal::new(10.0, 0.4, 2.0, 24.0);
+const SUBAGENT_TOKENS: LogNormal = LogNormal::new(10_400.0, 0.2, 8_000.0, 18_000.0);
 /// Tools and system prompt of a sub-agent.
 const SUBAGENT_HEAD_TOKENS: u64 = 7_500;
-const SUBAGENT_ADDED_TOKENS: LogNormal = LogNormal {
-    median: 900.0,
-    sigma: 1.0,
-    least: 8.0,
-    most: 20_000.0,
-};
-const SUBAGENT_PAUSE_S: LogNormal = LogNormal {
-    median: 3.0,
-    sigma: 0.5,
-    least: 0.2,
-    most: 60.0,
-};
+const SUBAGENT_ADDED_TOKENS: LogNormal = LogNormal::new(900.0, 1.0, 8.0, 20_000.0);
+const SUBAGENT_PAUSE_S: LogNormal = LogNormal::new(3.0, 0.5, 0.2, 60.0);
 /// The parent of the rest goes on before its sub-agent has ended.
 const SUBAGENT_JOINED: f64 = 0.2;
 
@@ -127,6 +63,16 @@ struct LogNormal {
 }
 
 impl LogNormal {
+    /// Draws are clamped to `least..=most`.
+    const fn new(median: f64, sigma: f64, least: f64, most: f64) -> Self {
+        Self {
+            median,
+            sigma,
+            least,
+            most,
+        }
+    }
+
     fn draw(&self, random: &mut Random) -> f64 {
         random
             .log_normal(self.median, self.sigma)
@@ -155,14 +101,15 @@ impl Generator {
             next_id: 1,
             filled: 0,
         };
-        let mut steps = main_turns(&mut random, &mut blocks);
+        let head_tokens = HEAD_TOKENS.count(&mut random);
+        let mut steps = main_turns(&mut random, &mut blocks, head_tokens);
         if random.chance(SESSIONS_WITH_SUBAGENTS) {
             add_subagents(&mut random, &mut blocks, &mut steps);
         }
         give_tails(&mut steps);
         let agent = Agent {
             id: "main".to_owned(),
-            head_tokens: HEAD_TOKENS.count(&mut random),
+            head_tokens,
             block_tokens: BLOCK_TOKENS,
             steps,
         };
@@ -200,10 +147,10 @@ impl Blocks {
     }
 }
 
-fn main_turns(random: &mut Random, blocks: &mut Blocks) -> Vec<Step> {
+fn main_turns(random: &mut Random, blocks: &mut Blocks, head_tokens: u64) -> Vec<Step> {
     let resumed = random.chance(RESUMED_SHARE);
     let first = if resumed { RESUMED_TOKENS } else { FRESH_TOKENS };
-    let mut tokens = HEAD_TOKENS.count(random) + first.count(random);
+    let mut tokens = head_tokens + first.count(random);
     let limit = COMPACTION_TOKENS.count(random).max(tokens + 20_000);
     let (mut kept, mut pause_s) = (0, 0.0);
     let mut steps = Vec::new();
@@ -234,6 +181,8 @@ fn main_turns(random: &mut Random, blocks: &mut Blocks) -> Vec<Step> {
         if tokens > limit {
             tokens = COMPACTED_TOKENS.count(random);
             kept = (tokens as f64 * COMPACTED_KEPT) as u64;
+        } else if random.chance(REWRITTEN_SHARE) {
+            kept = (kept as f64 * REWRITTEN_KEPT.draw(random)) as u64;
         }
     }
     steps

@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 pub(crate) use builtin::Generator;
 use serde::Deserialize;
+#[cfg(test)]
+pub(crate) use tests::real;
 
 /// Longest accepted line: the longest session of the published traces has about 100 kB.
 const MAX_LINE_BYTES: usize = 64 << 20;
