@@ -308,5 +308,4 @@ impl<'a> Sampled<'a> {
 }
 
 #[cfg(test)]
-#[path = "conversation_tests.rs"]
 mod tests;

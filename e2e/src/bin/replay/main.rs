@@ -2,6 +2,7 @@
 
 mod args;
 mod body;
+mod children;
 mod client;
 mod clock;
 mod conversation;

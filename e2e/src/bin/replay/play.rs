@@ -1,6 +1,5 @@
 //! Plays sessions: turns in order, sub-agents beside their parents, pauses kept.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -8,13 +7,14 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::mpsc;
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weir_wire::headers;
 
 use crate::args::{Arrivals, Style};
 use crate::body::{Ask, ChatBody, ToolChoice};
+use crate::children::{Children, propagate};
 use crate::client::{Seen, Target};
 use crate::clock::{self, ms_between};
 use crate::conversation::{Conversation, Messages};
@@ -338,54 +338,5 @@ fn record(started: Instant, sent: Instant, seen: &Seen, fault: Option<Fault>) ->
         finish_reason: seen.finish_reason.clone(),
         error: fault.as_ref().map(Fault::kind),
         message: fault.map(|fault| fault.to_string().chars().take(MAX_MESSAGE_CHARS).collect()),
-    }
-}
-
-/// Agents that an agent has started.
-#[derive(Default)]
-struct Children {
-    tasks: JoinSet<(usize, Instant)>,
-    started: usize,
-    ended: HashMap<usize, Instant>,
-}
-
-impl Children {
-    fn start(&mut self, agent: impl Future<Output = ()> + Send + 'static) {
-        let index = self.started;
-        self.started += 1;
-        self.tasks.spawn(async move {
-            agent.await;
-            (index, clock::now())
-        });
-    }
-
-    /// Waits for some of them; the end of the last, `None` for none.
-    async fn ended(&mut self, indices: &[usize]) -> Option<Instant> {
-        while !indices.iter().all(|index| self.ended.contains_key(index)) {
-            let Some(task) = self.tasks.join_next().await else {
-                break;
-            };
-            self.ended.extend(propagate(task));
-        }
-        indices
-            .iter()
-            .filter_map(|index| self.ended.get(index).copied())
-            .max()
-    }
-
-    async fn all_ended(mut self) {
-        while let Some(ended) = self.tasks.join_next().await {
-            propagate(ended);
-        }
-    }
-}
-
-/// A panic in a task is one of the replay: counts that miss a request must not look complete.
-fn propagate<T>(ended: Result<T, JoinError>) -> Option<T> {
-    match ended.map_err(JoinError::try_into_panic) {
-        Ok(value) => Some(value),
-        Err(Ok(panic)) => std::panic::resume_unwind(panic),
-        // Aborted: only when the runtime shuts down.
-        Err(Err(_)) => None,
     }
 }

@@ -168,6 +168,9 @@ impl Tally {
             elapsed.as_secs(),
             self.sessions.ended,
         );
+        if cancelled > 0 {
+            line.push_str(&format!(", {cancelled} cancelled"));
+        }
         if held > 0 {
             line.push_str(&format!(", {held} were held"));
         }

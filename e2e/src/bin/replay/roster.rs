@@ -139,7 +139,7 @@ impl Roster {
             Sessions::Trace(trace) => trace.sessions[index].clone(),
             Sessions::Builtin(generator) => limited(generator.session(index), self.limits),
         };
-        let mut label: String = session.id.chars().map(plain).take(64).collect();
+        let mut label = trace::plain_id(&session.id);
         if round > 0 {
             label.push_str(&format!(".r{round}"));
         }
@@ -150,15 +150,6 @@ impl Roster {
             seed_of(round_seed, &session.id)
         };
         Entry { session, label, seed }
-    }
-}
-
-/// Ids go into headers.
-fn plain(character: char) -> char {
-    if character.is_ascii_alphanumeric() || "._-".contains(character) {
-        character
-    } else {
-        '-'
     }
 }
 

@@ -160,5 +160,4 @@ fn write_summary(path: &Path, summary: &Summary) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-#[path = "run_tests.rs"]
 mod tests;

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use super::weka::give_tails;
-use super::{After, Agent, Ending, Prompt, Run, Session, Step, Turn};
+use super::{After, Agent, Ending, MAIN, Prompt, Run, Session, Step, Turn};
 use crate::random::{Random, nth};
 
 const BLOCK_TOKENS: u64 = 64;
@@ -108,7 +108,7 @@ impl Generator {
         }
         give_tails(&mut steps);
         let agent = Agent {
-            id: "main".to_owned(),
+            id: MAIN.to_owned(),
             head_tokens,
             block_tokens: BLOCK_TOKENS,
             steps,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use serde::Deserialize;
 
-use super::{After, Agent, Ending, Prompt, Session, Source, Step, TraceError, Turn};
+use super::{After, Agent, Ending, MAIN, Prompt, Session, Source, Step, TraceError, Turn};
 
 /// Bytes of one token of English text and code, for limits and `max_tokens` only; the engine counts for itself.
 const BYTES_PER_TOKEN: usize = 4;
@@ -62,7 +62,7 @@ fn session(id: String, mut lines: Vec<Line>, zero: u64) -> Session {
         })
         .collect();
     let agent = Agent {
-        id: "main".to_owned(),
+        id: MAIN.to_owned(),
         head_tokens: 0,
         block_tokens: 0,
         steps,

@@ -24,6 +24,10 @@ pub(crate) use tests::real;
 const MAX_LINE_BYTES: usize = 64 << 20;
 const XZ_MAGIC: [u8; 6] = [0xFD, b'7', b'z', b'X', b'Z', 0];
 
+/// Id of the agent that a session begins with.
+const MAIN: &str = "main";
+const MAX_ID_CHARS: usize = 64;
+
 /// Why a trace cannot be played.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TraceError {
@@ -333,4 +337,16 @@ fn detect(line: &str) -> Option<Format> {
         } => Some(Format::Lmcache),
         Keys { .. } => None,
     }
+}
+
+/// An id as it may stand in a header: letters, digits, dots, dashes and underscores.
+pub(crate) fn plain_id(id: &str) -> String {
+    let plain = |character: char| {
+        if character.is_ascii_alphanumeric() || "._-".contains(character) {
+            character
+        } else {
+            '-'
+        }
+    };
+    id.chars().map(plain).take(MAX_ID_CHARS).collect()
 }

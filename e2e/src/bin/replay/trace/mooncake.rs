@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::{After, Agent, Ending, Prompt, Run, Session, Source, Step, TraceError, Turn};
+use super::{After, Agent, Ending, MAIN, Prompt, Run, Session, Source, Step, TraceError, Turn};
 
 const BLOCK_TOKENS: u64 = 512;
 
@@ -36,7 +36,7 @@ pub(super) fn sessions(source: &Source<'_>) -> Result<Vec<Session>, TraceError> 
             ending: Ending::Other,
         };
         let agent = Agent {
-            id: "main".to_owned(),
+            id: MAIN.to_owned(),
             head_tokens: 0,
             block_tokens: BLOCK_TOKENS,
             steps: vec![Step::Turn(turn)],

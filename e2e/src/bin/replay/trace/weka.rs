@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::{After, Agent, Ending, Prompt, Run, Session, Source, Step, TraceError, Turn};
+use super::{After, Agent, Ending, MAIN, Prompt, Run, Session, Source, Step, TraceError, Turn, plain_id};
 
 /// Server time of a request whose answer the trace does not time: medians of those that have it
 /// (first token after 2.45 s, then 0.03 s per token), never beyond the next request.
@@ -66,7 +66,7 @@ pub(super) fn sessions(source: &Source<'_>) -> Result<Vec<Session>, TraceError> 
         }
         let head_tokens = line.tool_tokens + line.system_tokens;
         let list = List {
-            id: "main".to_owned(),
+            id: MAIN.to_owned(),
             head_tokens,
             block_tokens: line.block_size,
         };
@@ -96,14 +96,23 @@ struct Running {
     end_s: f64,
 }
 
+/// The agent's steps so far, in the trace's time.
+#[derive(Default)]
+struct Timeline {
+    steps: Vec<Step>,
+    running: Vec<Running>,
+    agent_ids: Vec<String>,
+    /// Blocks of the last prompt.
+    blocks: u64,
+    turn_end_s: f64,
+    last_end_s: f64,
+}
+
 impl List {
     /// The agent and when it ends, in seconds from the list's zero.
     fn agent(self, entries: Vec<Entry>) -> Result<(Agent, f64), String> {
         let next_request_s = next_requests(&entries);
-        let mut steps = Vec::with_capacity(entries.len());
-        let mut running: Vec<Running> = Vec::new();
-        let (mut spawned, mut blocks) = (0, 0);
-        let (mut turn_end_s, mut last_end_s) = (0.0_f64, 0.0_f64);
+        let mut line = Timeline::default();
         for (entry, next_s) in entries.into_iter().zip(next_request_s) {
             match entry {
                 Entry::SubAgent {
@@ -113,11 +122,7 @@ impl List {
                     system_tokens,
                     requests,
                 } => {
-                    let id = if self.id == "main" {
-                        agent_id
-                    } else {
-                        format!("{}.{agent_id}", self.id)
-                    };
+                    let id = line.agent_id(&self.id, &agent_id);
                     let head_tokens = tool_tokens + system_tokens;
                     let list = Self {
                         id,
@@ -125,40 +130,79 @@ impl List {
                         block_tokens: self.block_tokens,
                     };
                     let (agent, duration_s) = list.agent(requests)?;
-                    running.push(Running {
-                        index: spawned,
-                        end_s: t + duration_s,
-                    });
-                    last_end_s = last_end_s.max(t + duration_s);
-                    spawned += 1;
-                    steps.push(Step::Spawn {
-                        pause_s: (t - turn_end_s).max(0.0),
-                        agent: Arc::new(agent),
-                    });
+                    line.spawn(t, duration_s, agent);
                 }
-                Entry::Request(request) => {
-                    let joined: Vec<Running> =
-                        running.extract_if(.., |agent| agent.end_s <= request.t).collect();
-                    let before_s = joined
-                        .iter()
-                        .fold(turn_end_s, |latest, agent| latest.max(agent.end_s));
-                    let busy_s = busy_s(&request, next_s);
-                    turn_end_s = request.t + busy_s;
-                    last_end_s = last_end_s.max(turn_end_s);
-                    let pause_s = (request.t - before_s).max(0.0);
-                    let joins = joined.iter().map(|agent| agent.index).collect();
-                    steps.push(Step::Turn(turn(&request, pause_s, joins, &mut blocks)?));
-                }
+                Entry::Request(request) => line.request(&request, next_s)?,
             }
         }
+        let Timeline {
+            mut steps,
+            last_end_s,
+            ..
+        } = line;
         give_tails(&mut steps);
-        let agent = Agent {
-            id: self.id,
-            head_tokens: self.head_tokens,
-            block_tokens: self.block_tokens,
-            steps,
-        };
-        Ok((agent, last_end_s))
+        let Self {
+            id,
+            head_tokens,
+            block_tokens,
+        } = self;
+        Ok((
+            Agent {
+                id,
+                head_tokens,
+                block_tokens,
+                steps,
+            },
+            last_end_s,
+        ))
+    }
+}
+
+impl Timeline {
+    /// An id that goes into headers and is the agent's alone.
+    fn agent_id(&mut self, parent: &str, id: &str) -> String {
+        let mut id = plain_id(id);
+        if self.agent_ids.contains(&id) {
+            id = format!("{id}.{}", self.agent_ids.len());
+        }
+        self.agent_ids.push(id.clone());
+        if parent == MAIN {
+            id
+        } else {
+            format!("{parent}.{id}")
+        }
+    }
+
+    fn spawn(&mut self, start_s: f64, duration_s: f64, agent: Agent) {
+        let end_s = start_s + duration_s;
+        // Every spawn before has pushed an id.
+        self.running.push(Running {
+            index: self.agent_ids.len() - 1,
+            end_s,
+        });
+        self.last_end_s = self.last_end_s.max(end_s);
+        let pause_s = (start_s - self.turn_end_s).max(0.0);
+        self.steps.push(Step::Spawn {
+            pause_s,
+            agent: Arc::new(agent),
+        });
+    }
+
+    fn request(&mut self, request: &Request, next_s: Option<f64>) -> Result<(), String> {
+        let joined: Vec<Running> = self
+            .running
+            .extract_if(.., |agent| agent.end_s <= request.t)
+            .collect();
+        let before_s = joined
+            .iter()
+            .fold(self.turn_end_s, |latest, agent| latest.max(agent.end_s));
+        let pause_s = (request.t - before_s).max(0.0);
+        let joins = joined.iter().map(|agent| agent.index).collect();
+        self.turn_end_s = request.t + busy_s(request, next_s);
+        self.last_end_s = self.last_end_s.max(self.turn_end_s);
+        self.steps
+            .push(Step::Turn(turn(request, pause_s, joins, &mut self.blocks)?));
+        Ok(())
     }
 }
 

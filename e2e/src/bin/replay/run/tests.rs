@@ -1,112 +1,18 @@
 //! Whole replays against a small server of the tests' own, which answers as it is told.
 
-use std::collections::HashMap;
+mod stub;
+
+use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
 
 use clap::Parser as _;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use stub::{Answer, DONE, Heard, LAST, ROLE, Stub, USAGE, WEIR, good, stream, whole};
+use tokio::net::TcpListener;
 
 use super::*;
 use crate::args::Args;
 use crate::report::Requests;
-
-const ROLE: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\"},\"finish_reason\":null}]}\n\n";
-const LAST: &str =
-    "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"x\"},\"finish_reason\":\"length\"}]}\n\n";
-const USAGE: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":100,\"completion_tokens\":3,\"prompt_tokens_details\":{\"cached_tokens\":60}}}\n\n";
-const DONE: &str = "data: [DONE]\n\n";
-const WEIR: &str = "x-weir-endpoint: pod-1\r\nx-weir-home: kept\r\nx-weir-queued-ms: 12\r\nx-weir-held: 1\r\n";
-
-/// A request as the server read it.
-#[derive(Debug, Clone)]
-struct Heard {
-    headers: HashMap<String, String>,
-    body: Value,
-    path: String,
-}
-
-impl Heard {
-    fn id(&self) -> &str {
-        &self.headers["x-request-id"]
-    }
-}
-
-/// Bytes to send before the connection is closed; `None` keeps it open for ever.
-type Answer = Option<String>;
-
-struct Stub {
-    url: String,
-    heard: Arc<Mutex<Vec<Heard>>>,
-    /// Ends with the stub.
-    _server: JoinSet<()>,
-}
-
-impl Stub {
-    async fn new(answer: impl Fn(&Heard) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let (all, answer) = (Arc::clone(&heard), Arc::new(answer));
-        let mut server = JoinSet::new();
-        server.spawn(async move {
-            let mut connections = JoinSet::new();
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let (all, answer) = (Arc::clone(&all), Arc::clone(&answer));
-                connections.spawn(async move {
-                    let mut stream = BufReader::new(stream);
-                    let Some(request) = hear(&mut stream).await else { return };
-                    let answer = answer(&request);
-                    all.lock().unwrap().push(request);
-                    match answer {
-                        Some(bytes) => stream.write_all(bytes.as_bytes()).await.unwrap(),
-                        None => std::future::pending().await,
-                    }
-                });
-            }
-        });
-        Self { url, heard, _server: server }
-    }
-
-    fn heard(&self) -> Vec<Heard> {
-        self.heard.lock().unwrap().clone()
-    }
-}
-
-async fn hear(stream: &mut BufReader<TcpStream>) -> Option<Heard> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.ok()?);
-    }
-    let head = String::from_utf8(head).unwrap();
-    let mut lines = head.lines();
-    let path = lines.next().unwrap().split(' ').nth(1).unwrap().to_owned();
-    let headers: HashMap<String, String> = lines
-        .filter_map(|line| line.split_once(": "))
-        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
-        .collect();
-    let mut body = vec![0; headers["content-length"].parse().unwrap()];
-    stream.read_exact(&mut body).await.unwrap();
-    let body = serde_json::from_slice(&body).expect("the body is JSON of the announced length");
-    Some(Heard { headers, body, path })
-}
-
-fn stream(headers: &str, events: &[&str]) -> Answer {
-    let events = events.concat();
-    Some(format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n{headers}\r\n{events}"))
-}
-
-fn whole(status: &str, headers: &str, body: &str) -> Answer {
-    let length = body.len();
-    Some(format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n{headers}\r\n{body}"))
-}
-
-fn good(_: &Heard) -> Answer {
-    stream("", &[ROLE, LAST, USAGE, DONE])
-}
 
 struct Ran {
     summary: Summary,
@@ -119,7 +25,9 @@ struct Files {
 
 impl Files {
     fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -129,17 +37,44 @@ impl Files {
     fn config(&self, url: &str, extra: &[&str]) -> Config {
         let (records, summary) = (self.path("records.jsonl"), self.path("summary.json"));
         let (records, summary) = (records.to_str().unwrap(), summary.to_str().unwrap());
-        let common = ["replay", "--url", url, "--model", "m", "--records", records, "--summary", summary];
+        let common = [
+            "replay",
+            "--url",
+            url,
+            "--model",
+            "m",
+            "--records",
+            records,
+            "--summary",
+            summary,
+        ];
         let scale = ["--prompt-scale", "0.05"];
-        Args::try_parse_from(common.iter().chain(&scale).chain(extra)).unwrap().check().unwrap()
+        Args::try_parse_from(common.iter().chain(&scale).chain(extra))
+            .unwrap()
+            .check()
+            .unwrap()
     }
 
     async fn replay(&self, url: &str, extra: &[&str], stop: CancellationToken) -> Ran {
         let summary = replay(self.config(url, extra), stop).await.unwrap();
         let text = std::fs::read_to_string(self.path("records.jsonl")).unwrap();
-        let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let Requests { sent, ok, failed, lost, cancelled, .. } = summary.totals.requests;
-        assert_eq!(sent, ok + failed + lost + cancelled, "every request has one outcome");
+        let records: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let Requests {
+            sent,
+            ok,
+            failed,
+            lost,
+            cancelled,
+            ..
+        } = summary.totals.requests;
+        assert_eq!(
+            sent,
+            ok + failed + lost + cancelled,
+            "every request has one outcome"
+        );
         assert_eq!(sent, records.len() as u64, "every request has one record");
         Ran { summary, records }
     }
@@ -152,15 +87,33 @@ async fn run(url: &str, extra: &[&str]) -> Ran {
 #[tokio::test]
 async fn a_replay_reports_what_servers_say() {
     let stub = Stub::new(|_| stream(WEIR, &[": keep-alive\n\n", ROLE, LAST, USAGE, DONE])).await;
-    let extra = ["--trace", "builtin", "--sessions", "3", "--max-turns", "5", "--time-scale", "0"];
+    let extra = [
+        "--trace",
+        "builtin",
+        "--sessions",
+        "3",
+        "--max-turns",
+        "5",
+        "--time-scale",
+        "0",
+    ];
     let ran = run(&stub.url, &extra).await;
     let totals = &ran.summary.totals;
     let sent = totals.requests.sent;
     assert!(sent >= 9, "{sent} requests");
     assert_eq!((totals.requests.ok, totals.requests.held), (sent, sent));
-    assert_eq!((totals.tokens.prompt, totals.tokens.cached), (100 * sent, 60 * sent));
-    assert_eq!((totals.workflows.count, totals.workflows.home_kept_percent), (3, Some(100.0)));
-    assert_eq!(totals.held.first_byte_ms.as_ref().map(|held| held.samples as u64), Some(sent));
+    assert_eq!(
+        (totals.tokens.prompt, totals.tokens.cached),
+        (100 * sent, 60 * sent)
+    );
+    assert_eq!(
+        (totals.workflows.count, totals.workflows.home_kept_percent),
+        (3, Some(100.0))
+    );
+    assert_eq!(
+        totals.held.first_byte_ms.as_ref().map(|held| held.samples as u64),
+        Some(sent)
+    );
     let record = &ran.records[0];
     for (field, value) in [
         ("outcome", Value::from("ok")),
@@ -180,8 +133,18 @@ async fn a_replay_reports_what_servers_say() {
     let time = |field: &str| record[field].as_f64().unwrap();
     assert!(time("first_byte_ms") <= time("ttft_ms") && time("ttft_ms") <= time("total_ms"));
     let summary = serde_json::to_value(&ran.summary).unwrap();
-    for pointer in ["/trace/source", "/requests/sent", "/tokens/cached", "/ttft_ms/p99", "/duration_s", "/workflows/turns"] {
-        assert!(summary.pointer(pointer).is_some_and(|value| !value.is_null()), "{pointer} in {summary}");
+    for pointer in [
+        "/trace/source",
+        "/requests/sent",
+        "/tokens/cached",
+        "/ttft_ms/p99",
+        "/duration_s",
+        "/workflows/turns",
+    ] {
+        assert!(
+            summary.pointer(pointer).is_some_and(|value| !value.is_null()),
+            "{pointer} in {summary}"
+        );
     }
 }
 
@@ -189,8 +152,27 @@ async fn a_replay_reports_what_servers_say() {
 async fn requests_carry_ids_and_ask_for_what_the_trace_had() {
     let stub = Stub::new(good).await;
     let extra = [
-        ["--trace", "builtin", "--sessions", "2", "--max-turns", "3", "--time-scale", "0"].as_slice(),
-        ["--max-output-tokens", "9", "--run-id", "r7", "--tools", "--header", "authorization: Bearer k"].as_slice(),
+        [
+            "--trace",
+            "builtin",
+            "--sessions",
+            "2",
+            "--max-turns",
+            "3",
+            "--time-scale",
+            "0",
+        ]
+        .as_slice(),
+        [
+            "--max-output-tokens",
+            "9",
+            "--run-id",
+            "r7",
+            "--tools",
+            "--header",
+            "authorization: Bearer k",
+        ]
+        .as_slice(),
     ];
     run(&format!("{}/pools/p/v1", stub.url), &extra.concat()).await;
     let heard = stub.heard();
@@ -199,14 +181,21 @@ async fn requests_carry_ids_and_ask_for_what_the_trace_had() {
         assert_eq!(request.headers["authorization"], "Bearer k");
         let workflow = &request.headers["x-weir-workflow-id"];
         assert!(workflow.starts_with("r7-session-0000"), "{workflow}");
-        assert!(request.id().starts_with(&format!("{workflow}-{}", request.headers["x-weir-agent-id"])));
-        assert_eq!((&request.body["stream"], &request.body["ignore_eos"]), (&true.into(), &true.into()));
+        assert!(
+            request
+                .id()
+                .starts_with(&format!("{workflow}-{}", request.headers["x-weir-agent-id"]))
+        );
+        assert_eq!(
+            (&request.body["stream"], &request.body["ignore_eos"]),
+            (&true.into(), &true.into())
+        );
         assert_eq!(request.body["stream_options"]["include_usage"], true);
         assert!((1..=9).contains(&request.body["max_tokens"].as_u64().unwrap()));
         assert_eq!(request.body["tools"].as_array().unwrap().len(), 1);
         assert!(["required", "none"].contains(&request.body["tool_choice"].as_str().unwrap()));
     }
-    let ids: std::collections::HashSet<&str> = heard.iter().map(Heard::id).collect();
+    let ids: HashSet<&str> = heard.iter().map(Heard::id).collect();
     assert_eq!(ids.len(), heard.len(), "ids are unique");
 }
 
@@ -215,25 +204,89 @@ async fn every_way_to_fail_has_its_outcome() {
     let died = "data: {\"error\": {\"message\": \"engine died\", \"code\": 500}}\n\n";
     let abort = "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"abort\"}]}\n\n";
     let ways: Vec<(&str, Answer, &str, &str)> = vec![
-        ("an error event, then [DONE]", stream("", &[ROLE, died, DONE]), "failed", "error_event"),
-        ("a stream without an end", stream("", &[ROLE, LAST]), "failed", "no_done"),
-        ("an aborted answer", stream("", &[ROLE, abort, DONE]), "failed", "finish"),
-        ("no JSON in an event", stream("", &[ROLE, "data: {\n\n", DONE]), "failed", "bad_answer"),
-        ("a cut chunk", stream("transfer-encoding: chunked\r\n", &["fff\r\n", ROLE]), "failed", "cut"),
-        ("an error", whole("503 Busy", "x-weir-reason: no_capacity\r\n", r#"{"error":{"message":"later"}}"#), "failed", "status"),
-        ("no completion", whole("200 OK", "", r#"{"hello":1}"#), "failed", "bad_answer"),
+        (
+            "an error event, then [DONE]",
+            stream("", &[ROLE, died, DONE]),
+            "failed",
+            "error_event",
+        ),
+        (
+            "a stream without an end",
+            stream("", &[ROLE, LAST]),
+            "failed",
+            "no_done",
+        ),
+        (
+            "an aborted answer",
+            stream("", &[ROLE, abort, DONE]),
+            "failed",
+            "finish",
+        ),
+        (
+            "no JSON in an event",
+            stream("", &[ROLE, "data: {\n\n", DONE]),
+            "failed",
+            "bad_answer",
+        ),
+        (
+            "a cut chunk",
+            stream("transfer-encoding: chunked\r\n", &["fff\r\n", ROLE]),
+            "failed",
+            "cut",
+        ),
+        (
+            "an error",
+            whole(
+                "503 Busy",
+                "x-weir-reason: no_capacity\r\n",
+                r#"{"error":{"message":"later"}}"#,
+            ),
+            "failed",
+            "status",
+        ),
+        (
+            "no completion",
+            whole("200 OK", "", r#"{"hello":1}"#),
+            "failed",
+            "bad_answer",
+        ),
         ("nothing", Some(String::new()), "lost", "no_answer"),
-        ("half a head", Some("HTTP/1.1 200".to_owned()), "lost", "no_answer"),
+        (
+            "half a head",
+            Some("HTTP/1.1 200".to_owned()),
+            "lost",
+            "no_answer",
+        ),
     ];
     for (what, answer, outcome, error) in ways {
         let stub = Stub::new(move |_| answer.clone()).await;
-        let ran = run(&stub.url, &["--trace", "builtin", "--sessions", "1", "--max-turns", "2", "--time-scale", "0"]).await;
+        let ran = run(
+            &stub.url,
+            &[
+                "--trace",
+                "builtin",
+                "--sessions",
+                "1",
+                "--max-turns",
+                "2",
+                "--time-scale",
+                "0",
+            ],
+        )
+        .await;
         for record in &ran.records {
-            assert_eq!((&record["outcome"], &record["error"]), (&outcome.into(), &error.into()), "{what}: {record}");
+            assert_eq!(
+                (&record["outcome"], &record["error"]),
+                (&outcome.into(), &error.into()),
+                "{what}: {record}"
+            );
         }
         assert!(ran.records.len() >= 2, "{what}: the session goes on");
         assert_eq!(ran.summary.totals.errors[error], ran.records.len() as u64);
-        assert_eq!(ran.summary.totals.tokens.prompt, 0, "{what}: tokens of failed requests do not count");
+        assert_eq!(
+            ran.summary.totals.tokens.prompt, 0,
+            "{what}: tokens of failed requests do not count"
+        );
     }
 }
 
@@ -242,23 +295,61 @@ async fn a_refused_connection_is_a_lost_request() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let ran = run(&url, &["--trace", "builtin", "--sessions", "1", "--max-turns", "1", "--time-scale", "0"]).await;
-    assert_eq!((&ran.records[0]["outcome"], &ran.records[0]["error"]), (&"lost".into(), &"connect".into()));
+    let ran = run(
+        &url,
+        &[
+            "--trace",
+            "builtin",
+            "--sessions",
+            "1",
+            "--max-turns",
+            "1",
+            "--time-scale",
+            "0",
+        ],
+    )
+    .await;
+    assert_eq!(
+        (&ran.records[0]["outcome"], &ran.records[0]["error"]),
+        (&"lost".into(), &"connect".into())
+    );
 }
 
 #[tokio::test]
 async fn silence_is_lost_after_the_time_limit() {
     let stub = Stub::new(|_| None).await;
-    let extra = ["--trace", "builtin", "--sessions", "1", "--max-turns", "1", "--timeout", "0.05"];
+    let extra = [
+        "--trace",
+        "builtin",
+        "--sessions",
+        "1",
+        "--max-turns",
+        "1",
+        "--timeout",
+        "0.05",
+    ];
     let ran = run(&stub.url, &extra).await;
-    assert_eq!((&ran.records[0]["outcome"], &ran.records[0]["error"]), (&"lost".into(), &"timeout".into()));
+    assert_eq!(
+        (&ran.records[0]["outcome"], &ran.records[0]["error"]),
+        (&"lost".into(), &"timeout".into())
+    );
 }
 
 #[tokio::test]
 async fn whole_answers_are_understood() {
     let body = r#"{"object":"chat.completion","choices":[{"index":0,"message":{"content":"x"},"finish_reason":"length"}],"usage":{"prompt_tokens":9,"completion_tokens":2}}"#;
     let stub = Stub::new(move |_| whole("200 OK", "", body)).await;
-    let extra = ["--trace", "builtin", "--sessions", "1", "--max-turns", "2", "--time-scale", "0", "--no-stream"];
+    let extra = [
+        "--trace",
+        "builtin",
+        "--sessions",
+        "1",
+        "--max-turns",
+        "2",
+        "--time-scale",
+        "0",
+        "--no-stream",
+    ];
     let ran = run(&stub.url, &extra).await;
     assert!(stub.heard().iter().all(|request| request.body["stream"] == false));
     let totals = &ran.summary.totals;
@@ -271,15 +362,38 @@ async fn whole_answers_are_understood() {
 async fn a_429_is_sent_again_when_asked() {
     let answer = |request: &Heard| {
         let again = request.id().ends_with("-1") && request.id().matches('-').count() > 4;
-        if again { good(request) } else { whole("429 Too Many", "retry-after: 0\r\n", r#"{"error":{"message":"full"}}"#) }
+        if again {
+            good(request)
+        } else {
+            whole(
+                "429 Too Many",
+                "retry-after: 0\r\n",
+                r#"{"error":{"message":"full"}}"#,
+            )
+        }
     };
-    let extra = ["--trace", "builtin", "--sessions", "1", "--max-turns", "1", "--time-scale", "0"];
+    let extra = [
+        "--trace",
+        "builtin",
+        "--sessions",
+        "1",
+        "--max-turns",
+        "1",
+        "--time-scale",
+        "0",
+    ];
     let stub = Stub::new(answer).await;
     let ran = run(&stub.url, &extra).await;
-    assert_eq!((&ran.records[0]["outcome"], &ran.records[0]["status"]), (&"failed".into(), &429.into()));
+    assert_eq!(
+        (&ran.records[0]["outcome"], &ran.records[0]["status"]),
+        (&"failed".into(), &429.into())
+    );
     assert_eq!(ran.records[0]["message"], "full");
     let ran = run(&stub.url, &[extra.as_slice(), &["--retry-429"]].concat()).await;
-    assert_eq!((&ran.records[0]["outcome"], &ran.records[0]["retries"]), (&"ok".into(), &1.into()));
+    assert_eq!(
+        (&ran.records[0]["outcome"], &ran.records[0]["retries"]),
+        (&"ok".into(), &1.into())
+    );
 }
 
 #[tokio::test]
@@ -292,7 +406,9 @@ async fn stopping_cancels_what_is_under_way_and_ends() {
     })
     .await;
     let files = Files::new();
-    let ran = files.replay(&stub.url, &["--trace", "builtin", "--concurrency", "2"], stop).await;
+    let ran = files
+        .replay(&stub.url, &["--trace", "builtin", "--concurrency", "2"], stop)
+        .await;
     let Requests { sent, cancelled, .. } = ran.summary.totals.requests;
     assert!(sent <= 2 && cancelled == sent, "{cancelled} of {sent} cancelled");
     assert!(ran.records.iter().all(|record| record["outcome"] == "cancelled"));
@@ -301,8 +417,15 @@ async fn stopping_cancels_what_is_under_way_and_ends() {
 #[tokio::test]
 async fn a_duration_ends_the_replay() {
     let stub = Stub::new(|_| None).await;
-    let ran = run(&stub.url, &["--trace", "builtin", "--rate", "1000", "--duration", "0.2"]).await;
-    assert_eq!(ran.summary.totals.requests.cancelled, ran.summary.totals.requests.sent);
+    let ran = run(
+        &stub.url,
+        &["--trace", "builtin", "--rate", "1000", "--duration", "0.2"],
+    )
+    .await;
+    assert_eq!(
+        ran.summary.totals.requests.cancelled,
+        ran.summary.totals.requests.sent
+    );
     assert!(!ran.summary.interrupted);
 }
 
@@ -325,21 +448,39 @@ async fn sub_agents_run_inside_and_beside_their_parent() {
     std::fs::write(&trace, FAMILY.replace('\n', "")).unwrap();
     let extra = ["--trace", trace.to_str().unwrap(), "--time-scale", "0.001"];
     let ran = files.replay(&stub.url, &extra, CancellationToken::new()).await;
-    assert_eq!((ran.summary.totals.requests.ok, ran.summary.totals.workflows.agents), (6, 3));
+    assert_eq!(
+        (
+            ran.summary.totals.requests.ok,
+            ran.summary.totals.workflows.agents
+        ),
+        (6, 3)
+    );
     let of = |agent: &str, turn: u64| {
-        let found = ran.records.iter().find(|record| record["agent"] == agent && record["turn"] == turn);
+        let found = ran
+            .records
+            .iter()
+            .find(|record| record["agent"] == agent && record["turn"] == turn);
         let record = found.unwrap_or_else(|| panic!("no turn {turn} of {agent}"));
         let sent = record["sent_at"].as_f64().unwrap();
         (sent, sent + record["total_ms"].as_f64().unwrap())
     };
-    assert!(of("agent_001", 0).0 >= of("main", 0).1, "sub-agents start after the turn that starts them");
-    assert!(of("main", 1).0 >= of("agent_001", 1).1, "the parent waits for the one that had ended");
+    assert!(
+        of("agent_001", 0).0 >= of("main", 0).1,
+        "sub-agents start after the turn that starts them"
+    );
+    assert!(
+        of("main", 1).0 >= of("agent_001", 1).1,
+        "the parent waits for the one that had ended"
+    );
     assert!(of("main", 1).1 <= of("agent_002", 1).0, "and not for the other");
     // Pauses of 4 s between the sub-agent's turns, a thousand times faster.
     assert!(of("agent_001", 1).0 - of("agent_001", 0).1 >= 4.0);
     for request in stub.heard() {
         let agent = &request.headers["x-weir-agent-id"];
-        let parent = request.headers.get("x-weir-parent-request-id").map(String::as_str);
+        let parent = request
+            .headers
+            .get("x-weir-parent-request-id")
+            .map(String::as_str);
         assert_eq!(request.headers["x-weir-workflow-id"], "s1-family");
         assert_eq!(parent, (agent != "main").then_some("s1-family-main-0"), "{agent}");
     }
@@ -351,12 +492,27 @@ async fn a_closed_loop_keeps_its_width_and_repeats_with_other_text() {
     let files = Files::new();
     let trace = files.path("family.jsonl");
     std::fs::write(&trace, FAMILY.replace('\n', "")).unwrap();
-    let extra = ["--trace", trace.to_str().unwrap(), "--time-scale", "0", "--sessions", "3", "--concurrency", "1"];
+    let extra = [
+        "--trace",
+        trace.to_str().unwrap(),
+        "--time-scale",
+        "0",
+        "--sessions",
+        "3",
+        "--concurrency",
+        "1",
+    ];
     let ran = files.replay(&stub.url, &extra, CancellationToken::new()).await;
-    let sessions: Vec<&str> = ran.records.iter().map(|record| record["session"].as_str().unwrap()).collect();
-    let expected = ["family", "family.r1", "family.r2"].map(|name| [name; 6]).concat();
+    let sessions: Vec<&str> = ran
+        .records
+        .iter()
+        .map(|record| record["session"].as_str().unwrap())
+        .collect();
+    let expected = ["family", "family.r1", "family.r2"]
+        .map(|name| [name; 6])
+        .concat();
     assert_eq!(sessions, expected, "one session after the other");
-    let first_prompts: std::collections::HashSet<String> = stub
+    let first_prompts: HashSet<String> = stub
         .heard()
         .iter()
         .filter(|request| request.id().ends_with("-main-0"))
@@ -369,27 +525,50 @@ async fn a_closed_loop_keeps_its_width_and_repeats_with_other_text() {
 async fn the_same_seed_sends_the_same_requests() {
     let prompts = async |seed: &str| {
         let stub = Stub::new(good).await;
-        let extra = ["--trace", "builtin", "--sessions", "2", "--max-turns", "4", "--time-scale", "0", "--seed", seed];
+        let extra = [
+            "--trace",
+            "builtin",
+            "--sessions",
+            "2",
+            "--max-turns",
+            "4",
+            "--time-scale",
+            "0",
+            "--seed",
+            seed,
+        ];
         run(&stub.url, &[extra.as_slice(), &["--run-id", "same"]].concat()).await;
-        let mut bodies: Vec<String> =
-            stub.heard().iter().map(|request| format!("{} {}", request.id(), request.body)).collect();
+        let mut bodies: Vec<String> = stub
+            .heard()
+            .iter()
+            .map(|request| format!("{} {}", request.id(), request.body))
+            .collect();
         bodies.sort();
         bodies
     };
     let first = prompts("4").await;
-    assert!(first == prompts("4").await, "seed 4 sends different requests the second time");
+    assert!(
+        first == prompts("4").await,
+        "seed 4 sends different requests the second time"
+    );
     assert!(first != prompts("5").await, "seed 5 sends what seed 4 sends");
 }
 
 #[tokio::test]
 async fn what_cannot_be_played_is_an_error() {
     for (extra, expected) in [
-        (["--trace", "builtin", "--max-prompt-tokens", "3"].as_slice(), "no session is left"),
+        (
+            ["--trace", "builtin", "--max-prompt-tokens", "3"].as_slice(),
+            "no session is left",
+        ),
         (&["--trace", "builtin", "--trace-arrivals"], "absolute times"),
         (&["--trace", "/nonexistent"], "cannot read the trace"),
     ] {
         let config = Files::new().config("http://127.0.0.1:1", extra);
-        let error = format!("{:#}", replay(config, CancellationToken::new()).await.unwrap_err());
+        let error = format!(
+            "{:#}",
+            replay(config, CancellationToken::new()).await.unwrap_err()
+        );
         assert!(error.contains(expected), "{error}");
     }
 }
@@ -399,20 +578,40 @@ async fn traced_arrivals_come_when_the_trace_says() {
     let stub = Stub::new(good).await;
     let files = Files::new();
     let trace = files.path("chat.jsonl");
-    let line = |at: u64, id: u64| format!(r#"{{"timestamp":{at},"input_length":600,"output_length":3,"hash_ids":[0,{id}]}}"#);
+    let line = |at: u64, id: u64| {
+        format!(r#"{{"timestamp":{at},"input_length":600,"output_length":3,"hash_ids":[0,{id}]}}"#)
+    };
     std::fs::write(&trace, [line(30_000, 3), line(0, 2), line(60_000, 5)].join("\n")).unwrap();
-    let extra = ["--trace", trace.to_str().unwrap(), "--trace-arrivals", "--time-scale", "0.001"];
+    let extra = [
+        "--trace",
+        trace.to_str().unwrap(),
+        "--trace-arrivals",
+        "--time-scale",
+        "0.001",
+    ];
     let ran = files.replay(&stub.url, &extra, CancellationToken::new()).await;
     let mut sent: Vec<(&str, f64)> = ran
         .records
         .iter()
-        .map(|record| (record["session"].as_str().unwrap(), record["sent_at"].as_f64().unwrap()))
+        .map(|record| {
+            (
+                record["session"].as_str().unwrap(),
+                record["sent_at"].as_f64().unwrap(),
+            )
+        })
         .collect();
     sent.sort_by(|one, other| one.1.total_cmp(&other.1));
-    assert_eq!(sent.iter().map(|one| one.0).collect::<Vec<_>>(), ["request-00002", "request-00001", "request-00003"]);
+    assert_eq!(
+        sent.iter().map(|one| one.0).collect::<Vec<_>>(),
+        ["request-00002", "request-00001", "request-00003"]
+    );
     assert!(sent[1].1 >= 30.0 && sent[2].1 >= 60.0, "{sent:?}");
     // The first block is the same in all, the second in none.
-    let prompts: Vec<String> = stub.heard().iter().map(|request| request.body["messages"][0]["content"].to_string()).collect();
+    let prompts: Vec<String> = stub
+        .heard()
+        .iter()
+        .map(|request| request.body["messages"][0]["content"].to_string())
+        .collect();
     assert!(prompts.iter().all(|prompt| prompt[..100] == prompts[0][..100]));
     assert!(prompts[0] != prompts[1]);
 }
