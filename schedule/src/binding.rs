@@ -66,9 +66,15 @@ pub(crate) struct Bindings {
     resting: BTreeSet<(Stamp, Workflow)>,
     expiries: BTreeSet<(Time, Workflow)>,
     generations: u64,
+    /// Most bindings kept.
+    most: u32,
 }
 
 impl Bindings {
+    pub(crate) const fn set_most(&mut self, most: u32) {
+        self.most = most;
+    }
+
     pub(crate) fn home(&self, workflow: Workflow) -> Option<EndpointId> {
         self.table.get(&workflow).map(|binding| binding.home)
     }
@@ -83,8 +89,22 @@ impl Bindings {
 
     /// Bindings that have not expired at `now`.
     pub(crate) fn open(&self, now: Time) -> usize {
-        let lapsed = self.expiries.iter().take_while(|(at, _)| *at <= now).count();
-        self.table.len() - lapsed
+        self.table.len() - self.lapsed(now).count()
+    }
+
+    /// The endpoint's load without bindings that have expired at `now`.
+    pub(crate) fn open_load(&self, endpoint: EndpointId, now: Time) -> HomeLoad {
+        let lapsed = self.lapsed(now).filter(|binding| binding.home == endpoint);
+        lapsed.fold(self.load(endpoint), |load, binding| HomeLoad {
+            workflows: load.workflows.saturating_sub(1),
+            kv_tokens: load.kv_tokens.saturating_sub(binding.tokens.unwrap_or(0)),
+        })
+    }
+
+    /// Bindings that expired by `now` and are not forgotten yet.
+    fn lapsed(&self, now: Time) -> impl Iterator<Item = &Binding> {
+        let lapsed = self.expiries.iter().take_while(move |(at, _)| *at <= now);
+        lapsed.filter_map(|(_, workflow)| self.table.get(workflow))
     }
 
     /// A turn arrived: the binding is in use and takes on its policy.
@@ -104,11 +124,10 @@ impl Bindings {
         workflow: Workflow,
         endpoint: EndpointId,
         request: &Request,
-        most: u32,
         now: Time,
     ) -> Option<Claim> {
         if !self.table.contains_key(&workflow) {
-            if !self.make_room(most, None) {
+            if !self.make_room(None) {
                 return None;
             }
             let binding = self.fresh(endpoint, request.idle_ttl, request.max_age, now);
@@ -173,9 +192,9 @@ impl Bindings {
         self.expiries.first().map(|(at, _)| *at)
     }
 
-    /// Forgets bindings at rest, least recently used first, until at most `most` are kept.
-    pub(crate) fn trim(&mut self, most: u32) {
-        while self.table.len() > most as usize && self.forget_least_recent(None) {}
+    /// Forgets bindings at rest, least recently used first, until no more are kept than may be.
+    pub(crate) fn trim(&mut self) {
+        while self.table.len() > self.most as usize && self.forget_least_recent(None) {}
     }
 
     /// The endpoint is gone: forgets its bindings and returns their workflows.
@@ -190,14 +209,7 @@ impl Bindings {
 
     /// An endpoint remembers a workflow, last used `age` ago. A binding in use wins, then the more recent use.
     /// Whether the workflow's home is `endpoint` by this. Idle life is [`REMEMBERED_TTL`] until its next turn.
-    pub(crate) fn remember(
-        &mut self,
-        workflow: Workflow,
-        memory: &Memory,
-        in_use: bool,
-        most: u32,
-        now: Time,
-    ) -> bool {
+    pub(crate) fn remember(&mut self, workflow: Workflow, memory: &Memory, in_use: bool, now: Time) -> bool {
         let last_use = Stamp::before(now, memory.age);
         let Some(left) = REMEMBERED_TTL
             .checked_sub(memory.age)
@@ -210,7 +222,7 @@ impl Bindings {
                 return false;
             }
             self.forget(workflow);
-        } else if !self.make_room(most, Some(last_use)) {
+        } else if !self.make_room(Some(last_use)) {
             return false;
         }
         let mut binding = self.fresh(memory.endpoint, REMEMBERED_TTL, REMEMBERED_AGE, now);
@@ -249,8 +261,8 @@ impl Bindings {
     }
 
     /// Makes room for one more. With `newer_than`, only by forgetting a binding used before that.
-    fn make_room(&mut self, most: u32, newer_than: Option<Stamp>) -> bool {
-        self.table.len() < most as usize || (most > 0 && self.forget_least_recent(newer_than))
+    fn make_room(&mut self, newer_than: Option<Stamp>) -> bool {
+        self.table.len() < self.most as usize || (self.most > 0 && self.forget_least_recent(newer_than))
     }
 
     fn forget_least_recent(&mut self, newer_than: Option<Stamp>) -> bool {

@@ -289,10 +289,11 @@ impl Endpoints {
     }
 
     /// A connect failed: ejects for `1 s · 2^n`, at most 30 s, with `n` failures since the last answer. Returns the
-    /// end; `None` when it is gone or ejected already, so that one incident counts once.
+    /// end; `None` when it is gone, not ready (there is nothing to take it out of), or ejected already, so that one
+    /// incident counts once.
     pub(crate) fn eject(&mut self, id: EndpointId, now: Time) -> Option<Time> {
         let endpoint = self.table.get_mut(&id)?;
-        if matches!(endpoint.rotation, Rotation::Ejected { .. }) {
+        if !endpoint.ready || matches!(endpoint.rotation, Rotation::Ejected { .. }) {
             return None;
         }
         let span = FIRST_EJECTION.saturating_mul(1 << endpoint.failures.min(16));

@@ -66,11 +66,13 @@ impl Pool {
     pub fn new(settings: Settings) -> Self {
         let mut endpoints = Endpoints::default();
         endpoints.set_first_batch(settings.first_batch);
+        let mut bindings = Bindings::default();
+        bindings.set_most(settings.max_workflows);
         Self {
             settings,
             now: Time::default(),
             endpoints,
-            bindings: Bindings::default(),
+            bindings,
             leases: Leases::default(),
             queue: Queue::default(),
             flights: IndexMap::new(),
@@ -119,6 +121,7 @@ impl Pool {
             Event::Unfence => self.fence = None,
             Event::Settings(settings) => {
                 self.endpoints.set_first_batch(settings.first_batch);
+                self.bindings.set_most(settings.max_workflows);
                 self.settings = settings;
             }
             Event::Tick => {}
@@ -293,8 +296,7 @@ impl Pool {
                 tokens,
                 age,
             };
-            let most = self.settings.max_workflows;
-            if self.bindings.remember(workflow, &memory, waits, most, now) {
+            if self.bindings.remember(workflow, &memory, waits, now) {
                 self.reroute_workflow(workflow, now);
             }
         }
@@ -319,9 +321,9 @@ impl Pool {
         self.endpoints.note(now);
         self.dispatch(now, effects);
         let at_zero = !self.endpoints.any_present();
-        self.pace.note(at_zero && !self.queue.is_empty(), now);
         self.shed(now, effects);
-        self.bindings.trim(self.settings.max_workflows);
+        self.pace.note(at_zero && !self.queue.is_empty(), now);
+        self.bindings.trim();
         self.bindings.expire(now);
         let held = !self.queue.is_empty() && (at_zero || self.fence.is_some());
         if held {
@@ -372,11 +374,9 @@ impl Pool {
             (Some(_), Some(home)) if home == endpoint => HomeUse::Kept,
             (Some(_), Some(_)) => HomeUse::Moved,
         };
-        let most = self.settings.max_workflows;
-        let claim = ask.workflow.and_then(|workflow| {
-            self.bindings
-                .claim(workflow, endpoint, &waiting.request, most, now)
-        });
+        let claim = ask
+            .workflow
+            .and_then(|workflow| self.bindings.claim(workflow, endpoint, &waiting.request, now));
         if let (HomeUse::New | HomeUse::Moved, Some(claim)) = (home, claim) {
             self.reroute_workflow(claim.workflow, now);
         }

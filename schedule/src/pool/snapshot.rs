@@ -38,7 +38,7 @@ impl Pool {
     }
 
     fn show(&self, id: EndpointId, endpoint: &Endpoint, now: Time) -> EndpointSnapshot {
-        let load = self.bindings.load(id);
+        let load = self.bindings.open_load(id, now);
         EndpointSnapshot {
             id,
             eligible: endpoint.eligible(now),
