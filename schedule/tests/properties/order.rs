@@ -47,7 +47,9 @@ fn next(queue: &mut Vec<Item>, now: u64) -> Option<u64> {
 fn as_request(item: &Item) -> Request {
     Request {
         workflow: item.returning.then_some(Workflow([0; 16])),
-        affinity: Affinity::Preferred { max_wait: Duration::from_secs(1_000_000) },
+        affinity: Affinity::Preferred {
+            max_wait: Duration::from_secs(1_000_000),
+        },
         class: [Class::Interactive, Class::Standard, Class::Batch][item.class as usize],
         weight: item.weight as u32,
         max_wait: Some(Duration::from_millis(item.bound)),

@@ -26,7 +26,10 @@ fn play(from: u64, to: u64) -> (u64, u64) {
 #[test]
 fn no_place_leaks_in_the_first_half_of_a_hundred_thousand_schedules() {
     let (arrived, effects) = play(0, SCHEDULES / 2);
-    assert!(arrived > 100_000 && effects > arrived, "the schedules do something: {arrived} {effects}");
+    assert!(
+        arrived > 100_000 && effects > arrived,
+        "the schedules do something: {arrived} {effects}"
+    );
 }
 
 #[test]

@@ -10,7 +10,12 @@ use crate::witness::{Dice, request, settings};
 const WORKFLOWS: u64 = 1_000;
 
 fn wide() -> Settings {
-    Settings { max_waiting: 2_000, max_waiting_bytes: 1 << 30, max_workflows: 2_000, ..settings() }
+    Settings {
+        max_waiting: 2_000,
+        max_waiting_bytes: 1 << 30,
+        max_workflows: 2_000,
+        ..settings()
+    }
 }
 
 /// Dispatches per endpoint of a thousand new workflows that arrive at once; `fenced`: behind a fence that falls then.
@@ -19,17 +24,33 @@ fn spread(endpoints: u32, concurrency: u32, seed: u64, fenced: bool) -> Vec<u32>
     let mut effects = Vec::new();
     let now = Time::default();
     for endpoint in (0..endpoints).map(EndpointId) {
-        pool.on(Event::EndpointReady { endpoint, concurrency }, now, &mut effects);
+        pool.on(
+            Event::EndpointReady {
+                endpoint,
+                concurrency,
+            },
+            now,
+            &mut effects,
+        );
     }
     if fenced {
-        pool.on(Event::Fence { until: now.plus(std::time::Duration::from_secs(9)) }, now, &mut effects);
+        pool.on(
+            Event::Fence {
+                until: now.plus(std::time::Duration::from_secs(9)),
+            },
+            now,
+            &mut effects,
+        );
     }
     let mut dice = Dice(seed);
     for id in 0..WORKFLOWS {
         let key = (u128::from(dice.roll()) << 64) | u128::from(dice.roll());
         let workflow = Some(Workflow(key.to_le_bytes()));
         pool.on(
-            Event::Arrived(weir_schedule::Request { workflow, ..request(id) }),
+            Event::Arrived(weir_schedule::Request {
+                workflow,
+                ..request(id)
+            }),
             now,
             &mut effects,
         );

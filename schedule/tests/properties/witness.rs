@@ -8,7 +8,7 @@ use std::{
 
 use weir_schedule::{
     Affinity, Class, Decision, Effect, EndpointId, Event, Outcome, Pool, Request, RequestId, Settings,
-    ShedReason, Time, Workflow,
+    ShedReason, Snapshot, Time, Workflow,
 };
 
 /// splitmix64: the seed names the whole sequence.
@@ -61,7 +61,9 @@ pub(crate) fn request(id: u64) -> Request {
         class: Class::Standard,
         weight: 1,
         max_wait: None,
-        affinity: Affinity::Preferred { max_wait: Duration::from_secs(2) },
+        affinity: Affinity::Preferred {
+            max_wait: Duration::from_secs(2),
+        },
         idle_ttl: Duration::from_secs(60),
         max_age: Duration::from_secs(100),
         tool_pause: Duration::from_secs(10),
@@ -164,8 +166,14 @@ impl Witness {
             10..=12 => Event::Cancel((!waiting.is_empty()).then(|| dice.pick(&waiting))?),
             13..=18 => {
                 let outcome = dice.pick(&[
-                    Outcome::Completed { footprint_tokens: Some(50), tool_call: false },
-                    Outcome::Completed { footprint_tokens: None, tool_call: true },
+                    Outcome::Completed {
+                        footprint_tokens: Some(50),
+                        tool_call: false,
+                    },
+                    Outcome::Completed {
+                        footprint_tokens: None,
+                        tool_call: true,
+                    },
                     Outcome::Cancelled,
                     Outcome::ConnectFailed,
                     Outcome::Failed,
@@ -176,13 +184,22 @@ impl Witness {
             21..=23 => {
                 let fresh = endpoints.len() < 2 || (endpoints.len() < 4 && dice.below(3) == 0);
                 self.endpoint_ids += u32::from(fresh);
-                let endpoint = if fresh { EndpointId(self.endpoint_ids) } else { some_endpoint? };
-                Event::EndpointReady { endpoint, concurrency: dice.pick(&[1, 1, 2, 5]) }
+                let endpoint = if fresh {
+                    EndpointId(self.endpoint_ids)
+                } else {
+                    some_endpoint?
+                };
+                Event::EndpointReady {
+                    endpoint,
+                    concurrency: dice.pick(&[1, 1, 2, 5]),
+                }
             }
             24 => Event::EndpointNotReady(some_endpoint?),
             25 => Event::EndpointDraining(some_endpoint?, dice.below(3) == 0),
             26 => Event::EndpointGone(some_endpoint?),
-            27 => Event::Fence { until: self.now.plus(Duration::from_millis(dice.below(20_000))) },
+            27 => Event::Fence {
+                until: self.now.plus(Duration::from_millis(dice.below(20_000))),
+            },
             28 => Event::Unfence,
             29 => Event::Settings(Settings {
                 suspended: dice.below(6) == 0,
@@ -193,7 +210,9 @@ impl Witness {
             }),
             30 => Event::Remembered {
                 endpoint: some_endpoint?,
-                homes: (0..3).map(|_| (workflow(dice.below(6)), Some(9), Duration::from_secs(5))).collect(),
+                homes: (0..3)
+                    .map(|_| (workflow(dice.below(6)), Some(9), Duration::from_secs(5)))
+                    .collect(),
             },
             _ => Event::Tick,
         })
@@ -234,7 +253,11 @@ impl Witness {
         for effect in &effects {
             match effect {
                 Effect::Dispatch(id, decision) => self.book_dispatch(*id, decision),
-                Effect::Shed { request, reason, retry_after } => {
+                Effect::Shed {
+                    request,
+                    reason,
+                    retry_after,
+                } => {
                     assert!(retry_after.is_none_or(|after| after >= Duration::from_secs(1)));
                     self.book_shed(*request, *reason, fullest);
                     fullest -= 1;
@@ -249,9 +272,17 @@ impl Witness {
         }
         let held = !self.waiting.is_empty() && (self.fence.is_some() || !self.any_present());
         let expected = u32::from(held && !self.was_held);
-        assert!(wakes == expected || (held && gone && wakes == 1), "{wakes} wakes, held: {held}");
+        assert!(
+            wakes == expected || (held && gone && wakes == 1),
+            "{wakes} wakes, held: {held}"
+        );
         self.was_held = held;
-        assert!(self.pool.next_deadline().is_none_or(|deadline| deadline > self.now), "deadline passed");
+        assert!(
+            self.pool
+                .next_deadline()
+                .is_none_or(|deadline| deadline > self.now),
+            "deadline passed"
+        );
         self.nobody_waits_in_vain();
         self.effects.append(&mut effects);
     }
@@ -270,7 +301,10 @@ impl Witness {
                     shadow.in_flight -= 1;
                 }
             }
-            Event::EndpointReady { endpoint, concurrency } => {
+            Event::EndpointReady {
+                endpoint,
+                concurrency,
+            } => {
                 let shadow = self.shadow(*endpoint);
                 shadow.ready = true;
                 shadow.concurrency = *concurrency;
@@ -289,9 +323,14 @@ impl Witness {
     }
 
     fn book_fence(&mut self, event: &Event, done: bool) {
-        let Event::Fence { until } = event else { panic!("an answer to no question") };
+        let Event::Fence { until } = event else {
+            panic!("an answer to no question")
+        };
         if done {
-            assert!(self.waiting.is_empty() && self.flying.is_empty(), "fenced, but not idle");
+            assert!(
+                self.waiting.is_empty() && self.flying.is_empty(),
+                "fenced, but not idle"
+            );
             self.fence = self.fence.max(Some(*until));
         }
     }
@@ -300,9 +339,15 @@ impl Witness {
     fn book_dispatch(&mut self, id: RequestId, decision: &Decision) {
         let (request, arrived) = self.waiting.remove(&id).expect("dispatched what waits");
         self.ended += 1;
-        assert!(self.fence.is_none() && !self.settings.suspended, "dispatched from a closed pool");
+        assert!(
+            self.fence.is_none() && !self.settings.suspended,
+            "dispatched from a closed pool"
+        );
         let now = self.now;
-        let shadow = self.endpoints.get_mut(&decision.endpoint).expect("dispatched to what exists");
+        let shadow = self
+            .endpoints
+            .get_mut(&decision.endpoint)
+            .expect("dispatched to what exists");
         assert!(shadow.ready && !shadow.draining, "not ready or draining");
         assert!(shadow.ejected_until.is_none_or(|until| until <= now), "ejected");
         assert!(shadow.in_flight < shadow.concurrency, "full");
@@ -364,7 +409,10 @@ impl Witness {
             for (id, shadow) in &self.endpoints {
                 let ejected = shadow.ejected_until.is_some_and(|until| until > self.now);
                 let idle = shadow.ready && !shadow.draining && !ejected && shadow.in_flight == 0;
-                assert!(!idle || request.not_on == Some(*id), "{request:?} waits although {id:?} is idle");
+                assert!(
+                    !idle || request.not_on == Some(*id),
+                    "{request:?} waits although {id:?} is idle"
+                );
             }
         }
     }
@@ -383,6 +431,18 @@ impl Witness {
             assert_eq!((shown.in_flight, shown.ready), (shadow.in_flight, shadow.ready));
             assert_eq!(shown.draining, shadow.draining);
         }
+        // Until the next deadline, only ages change.
+        if let Some(deadline) = self.pool.next_deadline() {
+            let before = Time(deadline.0 - Duration::from_nanos(1)).max(self.now);
+            let later = self.pool.snapshot(before);
+            assert_eq!(
+                Snapshot {
+                    oldest_held: snapshot.oldest_held,
+                    ..later
+                },
+                snapshot
+            );
+        }
         let homes: u32 = snapshot.endpoints.iter().map(|endpoint| endpoint.workflows).sum();
         assert_eq!(homes, snapshot.open_workflows, "every binding has a living home");
     }
@@ -393,15 +453,26 @@ impl Witness {
         self.send(Event::Unfence);
         let old: BTreeSet<_> = self.endpoints.keys().copied().collect();
         let endpoint = EndpointId(self.endpoint_ids + 1);
-        self.send(Event::EndpointReady { endpoint, concurrency: 100 });
-        for gone in old {
-            self.send(Event::EndpointGone(gone));
+        self.send(Event::EndpointReady {
+            endpoint,
+            concurrency: 100,
+        });
+        for endpoint in old {
+            self.send(Event::EndpointNotReady(endpoint));
+            self.send(Event::EndpointDraining(endpoint, false));
+            self.send(Event::EndpointReady {
+                endpoint,
+                concurrency: 100,
+            });
         }
         for _ in 0..50 {
             for id in self.flying() {
                 self.send(Event::Finished(
                     id,
-                    Outcome::Completed { footprint_tokens: None, tool_call: false },
+                    Outcome::Completed {
+                        footprint_tokens: None,
+                        tool_call: false,
+                    },
                 ));
             }
         }
@@ -420,7 +491,9 @@ impl Witness {
     }
 
     fn any_present(&self) -> bool {
-        self.endpoints.values().any(|shadow| shadow.ready && !shadow.draining)
+        self.endpoints
+            .values()
+            .any(|shadow| shadow.ready && !shadow.draining)
     }
 }
 
