@@ -239,6 +239,9 @@ impl Endpoints {
     }
 
     pub(crate) fn set_draining(&mut self, id: EndpointId, draining: bool, now: Time) {
+        if !draining && !self.table.contains_key(&id) {
+            return;
+        }
         if let Some(endpoint) = self.entry(id, now) {
             endpoint.draining = draining;
         }

@@ -1,7 +1,7 @@
 //! Behaviour of the machine through its events and effects.
 
 use super::*;
-use crate::types::Class;
+use crate::types::{Class, Decision};
 
 const E1: EndpointId = EndpointId(1);
 const E2: EndpointId = EndpointId(2);
@@ -847,6 +847,22 @@ fn places_at_a_gone_endpoint_still_count_until_they_end() {
         0,
         "its tokens were elsewhere"
     );
+}
+
+#[test]
+fn the_end_of_a_turn_of_a_forgotten_home_leaves_the_new_one_in_use() {
+    let mut bench = Bench::with(&[(E1, 1)]);
+    let brief = |id| Request {
+        idle_ttl: secs(10),
+        ..turn(id, 1)
+    };
+    bench.arrive(brief(1));
+    bench.send(Event::EndpointGone(E1));
+    bench.ready(E2, 3);
+    check(&bench.arrive(brief(2)), &["2@2 new"]);
+    bench.finish(1, DONE);
+    check_at(&bench.until(100.0), &[]);
+    check(&bench.arrive(brief(3)), &["3@2 kept"]);
 }
 
 #[test]

@@ -2,7 +2,10 @@
 
 use proptest::prelude::*;
 
-use crate::witness::{Dice, SeedNote, Witness, settings};
+use crate::{
+    dice::{Dice, SeedNote},
+    witness::{Witness, settings},
+};
 
 /// Random schedules of arrivals, cancels, timeouts, dispatches, ends, and endpoints that come and go.
 const SCHEDULES: u64 = 100_000;
@@ -13,7 +16,7 @@ fn play(from: u64, to: u64) -> (u64, u64) {
         let _note = SeedNote(seed);
         let mut dice = Dice(seed);
         let mut witness = Witness::new(settings());
-        for _ in 0..12 + dice.roll() % 12 {
+        for _ in 0..8 + dice.roll() % 12 {
             witness.step(dice.roll());
         }
         witness.close();

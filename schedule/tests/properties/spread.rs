@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use weir_schedule::{Effect, EndpointId, Event, Pool, Settings, Time, Workflow};
 
-use crate::witness::{Dice, request, settings};
+use crate::{
+    dice::Dice,
+    witness::{request, settings},
+};
 
 const WORKFLOWS: u64 = 1_000;
 

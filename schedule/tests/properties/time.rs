@@ -5,7 +5,10 @@ use std::time::Duration;
 use proptest::prelude::*;
 use weir_schedule::{Effect, EndpointId, Event, Pool, Time};
 
-use crate::witness::{Dice, Witness, request, settings};
+use crate::{
+    dice::Dice,
+    witness::{Witness, request, settings},
+};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
@@ -13,12 +16,13 @@ proptest! {
     #[test]
     fn the_same_events_have_the_same_effects(steps in prop::collection::vec(any::<u64>(), 0..400)) {
         let mut witness = Witness::new(settings());
+        witness.events = Some(Vec::new());
         for step in steps {
             witness.step(step);
         }
         let mut again = Pool::new(settings());
         let mut effects = Vec::new();
-        for (event, time) in &witness.events {
+        for (event, time) in witness.events.as_ref().unwrap() {
             again.on(event.clone(), *time, &mut effects);
         }
         prop_assert_eq!(again.snapshot(witness.now), witness.pool.snapshot(witness.now));
@@ -31,6 +35,7 @@ proptest! {
         steps in prop::collection::vec(any::<u64>(), 0..200), seed in any::<u64>(),
     ) {
         let mut witness = Witness::new(settings());
+        witness.events = Some(Vec::new());
         for step in steps {
             witness.pass(Duration::from_millis(step % 5_000));
             witness.step(step);
@@ -39,7 +44,7 @@ proptest! {
         let mut busy = Pool::new(settings());
         let mut effects = Vec::new();
         let mut last = Time::default();
-        for (event, time) in &witness.events {
+        for (event, time) in witness.events.as_ref().unwrap() {
             // As far as the first pool was punctual, this one ticks more often.
             if busy.next_deadline().is_none_or(|deadline| deadline > *time) {
                 let before = effects.len();

@@ -11,36 +11,7 @@ use weir_schedule::{
     ShedReason, Snapshot, Time, Workflow,
 };
 
-/// splitmix64: the seed names the whole sequence.
-pub(crate) struct Dice(pub(crate) u64);
-
-impl Dice {
-    pub(crate) const fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let value = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        value ^ (value >> 31)
-    }
-
-    const fn below(&mut self, bound: u64) -> u64 {
-        self.roll() % bound
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
-    }
-}
-
-/// Says which seed failed.
-pub(crate) struct SeedNote(pub(crate) u64);
-
-impl Drop for SeedNote {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("failed with seed {}", self.0);
-        }
-    }
-}
+use crate::dice::Dice;
 
 pub(crate) fn settings() -> Settings {
     Settings {
@@ -87,8 +58,8 @@ struct Shadow {
 pub(crate) struct Witness {
     pub(crate) pool: Pool,
     pub(crate) now: Time,
-    /// Every event with its time, and every effect, in order.
-    pub(crate) events: Vec<(Event, Time)>,
+    /// Every event with its time, when they are wanted, and every effect, in order.
+    pub(crate) events: Option<Vec<(Event, Time)>>,
     pub(crate) effects: Vec<Effect>,
     /// Requests that arrived, and those that ended in a dispatch, a shed or a cancel.
     pub(crate) arrived: u64,
@@ -108,7 +79,7 @@ impl Witness {
         Self {
             pool: Pool::new(settings.clone()),
             now: Time::default(),
-            events: Vec::new(),
+            events: None,
             effects: Vec::new(),
             arrived: 0,
             ended: 0,
@@ -241,13 +212,19 @@ impl Witness {
 
     /// Sends one event, and checks what comes of it.
     pub(crate) fn send(&mut self, event: Event) {
-        self.events.push((event.clone(), self.now));
+        if let Some(events) = &mut self.events {
+            events.push((event.clone(), self.now));
+        }
         let mut effects = Vec::new();
-        let fence_was = self.fence.filter(|until| *until > self.now);
-        self.fence = fence_was;
+        self.fence = self.fence.filter(|until| *until > self.now);
         let gone = matches!(event, Event::EndpointGone(_));
+        let until = if let Event::Fence { until } = event {
+            Some(until)
+        } else {
+            None
+        };
         self.book(&event);
-        self.pool.on(event.clone(), self.now, &mut effects);
+        self.pool.on(event, self.now, &mut effects);
         let mut fullest = self.waiting.len();
         let mut wakes = 0;
         for effect in &effects {
@@ -263,7 +240,7 @@ impl Witness {
                     fullest -= 1;
                 }
                 Effect::Wake => wakes += 1,
-                Effect::Fenced(done) => self.book_fence(&event, *done),
+                Effect::Fenced(done) => self.book_fence(until, *done),
                 Effect::Ejected(endpoint, until) => {
                     assert!(*until > self.now && *until <= self.now.plus(Duration::from_secs(30)));
                     self.shadow(*endpoint).ejected_until = Some(*until);
@@ -322,16 +299,14 @@ impl Witness {
         }
     }
 
-    fn book_fence(&mut self, event: &Event, done: bool) {
-        let Event::Fence { until } = event else {
-            panic!("an answer to no question")
-        };
+    fn book_fence(&mut self, until: Option<Time>, done: bool) {
+        assert!(until.is_some(), "an answer to no question");
         if done {
             assert!(
                 self.waiting.is_empty() && self.flying.is_empty(),
                 "fenced, but not idle"
             );
-            self.fence = self.fence.max(Some(*until));
+            self.fence = self.fence.max(until);
         }
     }
 
