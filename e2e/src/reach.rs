@@ -3,7 +3,7 @@
 use std::{process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, Client};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -28,29 +28,64 @@ pub async fn reach(
     service: &str,
     port: u16,
 ) -> Result<Reach> {
-    if cluster.addresses_are_local() {
-        let services: Api<Service> = Api::namespaced(client.clone(), namespace);
-        let found = services
-            .get(service)
-            .await
-            .with_context(|| format!("Service {namespace}/{service}"))?;
-        let address = found
-            .spec
-            .and_then(|spec| spec.cluster_ip)
-            .context("the Service has no address")?;
-        return Ok(Reach {
+    if !cluster.addresses_are_local() {
+        return forward(cluster, namespace, &format!("service/{service}"), port).await;
+    }
+    let services: Api<Service> = Api::namespaced(client.clone(), namespace);
+    let found = services
+        .get(service)
+        .await
+        .with_context(|| format!("Service {namespace}/{service}"))?;
+    let address = found
+        .spec
+        .and_then(|spec| spec.cluster_ip)
+        .context("the Service has no address")?;
+    Ok(Reach::direct(&address, port))
+}
+
+/// Opens a way to a port of a pod, as [`reach`] does.
+///
+/// # Errors
+/// The pod does not exist, has no address, or cannot be forwarded.
+pub async fn reach_pod(
+    cluster: &Cluster,
+    client: &Client,
+    namespace: &str,
+    pod: &str,
+    port: u16,
+) -> Result<Reach> {
+    if !cluster.addresses_are_local() {
+        return forward(cluster, namespace, &format!("pod/{pod}"), port).await;
+    }
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let found = pods
+        .get(pod)
+        .await
+        .with_context(|| format!("pod {namespace}/{pod}"))?;
+    let address = found
+        .status
+        .and_then(|status| status.pod_ip)
+        .context("the pod has no address")?;
+    Ok(Reach::direct(&address, port))
+}
+
+impl Reach {
+    fn direct(address: &str, port: u16) -> Self {
+        Self {
             url: format!("http://{address}:{port}"),
             _forward: None,
-        });
+        }
     }
-    let target = format!("service/{service}");
+}
+
+async fn forward(cluster: &Cluster, namespace: &str, target: &str, port: u16) -> Result<Reach> {
     let ports = format!(":{port}");
     let mut forward = cluster.kubectl(&[
         "port-forward",
         "--address=127.0.0.1",
         "-n",
         namespace,
-        &target,
+        target,
         &ports,
     ])?;
     forward
@@ -70,7 +105,7 @@ pub async fn reach(
     };
     let line = tokio::time::timeout(Duration::from_secs(20), line).await;
     let Ok(Ok(Some(line))) = line else {
-        bail!("kubectl port-forward to {namespace}/{service} did not begin");
+        bail!("kubectl port-forward to {target} in {namespace} did not begin");
     };
     let local = forwarded_port(&line).with_context(|| format!("kubectl port-forward said `{line}`"))?;
     Ok(Reach {
