@@ -59,7 +59,10 @@ impl Health {
 fn answer(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     response
 }
 
@@ -71,7 +74,10 @@ fn respond(method: &Method, path: &str, health: &Health, metrics: &Metrics) -> R
         "/livez" => answer(StatusCode::OK, "ok\n"),
         "/readyz" => match health.get() {
             Readiness::Waiting(what) => answer(StatusCode::SERVICE_UNAVAILABLE, format!("waiting: {what}\n")),
-            Readiness::Listing => answer(StatusCode::SERVICE_UNAVAILABLE, "waiting: the first listing of objects\n"),
+            Readiness::Listing => answer(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "waiting: the first listing of objects\n",
+            ),
             Readiness::Following => answer(StatusCode::OK, "standing by\n"),
             Readiness::Leading => answer(StatusCode::OK, "leading\n"),
         },
@@ -89,7 +95,9 @@ pub async fn serve(listener: TcpListener, health: Health, metrics: Metrics) {
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+            return;
+        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -131,7 +139,11 @@ mod tests {
     #[test]
     fn probes_tell_the_phase() {
         check("/livez", Readiness::Waiting("crds".to_owned()), StatusCode::OK);
-        check("/readyz", Readiness::Waiting("crds".to_owned()), StatusCode::SERVICE_UNAVAILABLE);
+        check(
+            "/readyz",
+            Readiness::Waiting("crds".to_owned()),
+            StatusCode::SERVICE_UNAVAILABLE,
+        );
         check("/readyz", Readiness::Listing, StatusCode::SERVICE_UNAVAILABLE);
         check("/readyz", Readiness::Following, StatusCode::OK);
         check("/readyz", Readiness::Leading, StatusCode::OK);
@@ -141,7 +153,12 @@ mod tests {
 
     #[test]
     fn other_methods_are_refused() {
-        let response = respond(&Method::POST, "/livez", &Health::default(), &Metrics::new().unwrap());
+        let response = respond(
+            &Method::POST,
+            "/livez",
+            &Health::default(),
+            &Metrics::new().unwrap(),
+        );
         assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
     }
 }

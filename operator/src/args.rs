@@ -8,7 +8,11 @@ use crate::lease;
 
 /// Flags as typed; every one is also read from the environment.
 #[derive(Debug, Parser)]
-#[command(name = "weir-operator", version, about = "Reconciles LLMPools and WorkflowPolicies.")]
+#[command(
+    name = "weir-operator",
+    version,
+    about = "Reconciles LLMPools and WorkflowPolicies."
+)]
 pub struct Args {
     /// Namespace to watch; repeat it or separate several by commas. Absent: all namespaces.
     #[arg(long, env = "WEIR_WATCH_NAMESPACE", value_delimiter = ',')]
@@ -114,8 +118,10 @@ impl Args {
             log_format,
             log,
         } = self;
-        let mut watch_namespaces: Vec<String> =
-            watch_namespace.into_iter().filter(|name| !name.is_empty()).collect();
+        let mut watch_namespaces: Vec<String> = watch_namespace
+            .into_iter()
+            .filter(|name| !name.is_empty())
+            .collect();
         watch_namespaces.sort();
         watch_namespaces.dedup();
         for name in &watch_namespaces {
@@ -149,13 +155,18 @@ impl Args {
 
 fn label(flag: &'static str, value: &str) -> Result<(), ArgsError> {
     let fits = (1..=63).contains(&value.len())
-        && value.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && value
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
         && !value.starts_with('-')
         && !value.ends_with('-');
     if fits {
         Ok(())
     } else {
-        Err(ArgsError::NotAName { flag, value: value.to_owned() })
+        Err(ArgsError::NotAName {
+            flag,
+            value: value.to_owned(),
+        })
     }
 }
 
@@ -164,8 +175,18 @@ mod tests {
     use super::*;
 
     fn parse(extra: &[&str]) -> Result<Config, ArgsError> {
-        let base = ["weir-operator", "--router-image", "router:1", "--namespace", "weir-system", "--identity", "a"];
-        Args::try_parse_from(base.iter().chain(extra)).unwrap().into_config()
+        let base = [
+            "weir-operator",
+            "--router-image",
+            "router:1",
+            "--namespace",
+            "weir-system",
+            "--identity",
+            "a",
+        ];
+        Args::try_parse_from(base.iter().chain(extra))
+            .unwrap()
+            .into_config()
     }
 
     #[test]
@@ -178,7 +199,17 @@ mod tests {
     #[test]
     fn unusable_values_are_refused_by_flag() {
         let refused = parse(&["--watch-namespace", "Not_A_Name"]).unwrap_err();
-        assert!(refused.to_string().contains("--watch-namespace Not_A_Name"), "{refused}");
-        assert_eq!(parse(&["--lease-name", ""]).unwrap_err().to_string().split(' ').next(), Some("--lease-name"));
+        assert!(
+            refused.to_string().contains("--watch-namespace Not_A_Name"),
+            "{refused}"
+        );
+        assert_eq!(
+            parse(&["--lease-name", ""])
+                .unwrap_err()
+                .to_string()
+                .split(' ')
+                .next(),
+            Some("--lease-name")
+        );
     }
 }

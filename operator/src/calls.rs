@@ -76,11 +76,16 @@ pub struct Calls {
 
 impl Debug for Calls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Calls").field("leadership", &self.leadership).finish_non_exhaustive()
+        f.debug_struct("Calls")
+            .field("leadership", &self.leadership)
+            .finish_non_exhaustive()
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "calls are measured on this process's monotonic clock")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "calls are measured on this process's monotonic clock"
+)]
 fn now() -> Instant {
     Instant::now()
 }
@@ -89,7 +94,11 @@ impl Calls {
     /// Calls through `client` for as long as `leadership` lasts.
     #[must_use]
     pub fn new(client: Client, leadership: Leadership, metrics: Metrics) -> Self {
-        Self { client, leadership, metrics }
+        Self {
+            client,
+            leadership,
+            metrics,
+        }
     }
 
     /// The client, for making an [`Api`].
@@ -127,7 +136,10 @@ impl Calls {
         future: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, CallError> {
         if self.leadership.remaining().is_zero() {
-            self.metrics.api_calls.with_label_values(&[call, "not_leader"]).inc();
+            self.metrics
+                .api_calls
+                .with_label_values(&[call, "not_leader"])
+                .inc();
             return Err(CallError::NotLeader { call });
         }
         self.limited(call, limit.min(TIMEOUT), future).await
@@ -137,13 +149,22 @@ impl Calls {
     ///
     /// # Errors
     /// As [`Self::write`].
-    pub async fn apply<K>(&self, call: &'static str, api: &Api<K>, name: &str, body: &impl Serialize) -> Result<K, CallError>
+    pub async fn apply<K>(
+        &self,
+        call: &'static str,
+        api: &Api<K>,
+        name: &str,
+        body: &impl Serialize,
+    ) -> Result<K, CallError>
     where
         K: Clone + DeserializeOwned + Debug,
     {
-        let value = serde_json::to_value(body)
-            .map_err(|error| CallError::Api { call, source: Box::new(kube::Error::SerdeError(error)) })?;
-        self.write(call, TIMEOUT, api.patch(name, &manager(), &Patch::Apply(value))).await
+        let value = serde_json::to_value(body).map_err(|error| CallError::Api {
+            call,
+            source: Box::new(kube::Error::SerdeError(error)),
+        })?;
+        self.write(call, TIMEOUT, api.patch(name, &manager(), &Patch::Apply(value)))
+            .await
     }
 
     /// Deletes an object; one that is gone already counts as deleted.
@@ -174,10 +195,19 @@ impl Calls {
     ) -> Result<T, CallError> {
         let began = now();
         let answer = tokio::time::timeout(limit, future).await;
-        self.metrics.api_seconds.with_label_values(&[call]).observe(began.elapsed().as_secs_f64());
+        self.metrics
+            .api_seconds
+            .with_label_values(&[call])
+            .observe(began.elapsed().as_secs_f64());
         let (outcome, result) = match answer {
             Ok(Ok(value)) => ("ok", Ok(value)),
-            Ok(Err(source)) => ("refused", Err(CallError::Api { call, source: Box::new(source) })),
+            Ok(Err(source)) => (
+                "refused",
+                Err(CallError::Api {
+                    call,
+                    source: Box::new(source),
+                }),
+            ),
             Err(_) => ("timeout", Err(CallError::Timeout { call, after: limit })),
         };
         self.metrics.api_calls.with_label_values(&[call, outcome]).inc();

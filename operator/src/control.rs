@@ -2,7 +2,7 @@
 //! stays silent for three heartbeats is cut; until the next one says otherwise its pools are unknown.
 
 pub mod board;
-pub mod http;
+pub mod exchange;
 pub mod stream;
 
 use std::{
@@ -39,7 +39,11 @@ impl Tokens {
     /// The token of a gateway, once its Secret was read.
     #[must_use]
     pub fn get(&self, gateway: &Key) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(gateway).cloned()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(gateway)
+            .cloned()
     }
 
     /// Keeps the token of a gateway; true when it is new.
@@ -50,7 +54,10 @@ impl Tokens {
 
     /// Forgets a gateway that is gone.
     pub fn forget(&self, gateway: &Key) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(gateway);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(gateway);
     }
 }
 
@@ -63,16 +70,19 @@ pub fn replica_of(pod: &Pod) -> Option<(Key, Replica)> {
     }
     let status = pod.status.as_ref()?;
     let address = status.pod_ip.as_ref()?.parse().ok()?;
-    let runs = status.container_statuses.iter().flatten().any(|container| {
-        container.name == names::container::GATEWAY
-            && container.state.as_ref().is_some_and(|state| state.running.is_some())
-    });
+    let container = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .find(|found| found.name == names::container::GATEWAY)?;
+    let running = container.state.as_ref()?.running.as_ref()?;
     let replica = Replica {
         pod: pod.name_any(),
         uid: pod.uid()?,
         address: SocketAddr::new(address, ports::ADMIN),
+        started: running.started_at.as_ref().map(|at| at.0),
     };
-    runs.then(|| (Key::new(&pod.namespace().unwrap_or_default(), gateway), replica))
+    Some((Key::new(&pod.namespace().unwrap_or_default(), gateway), replica))
 }
 
 /// Keeps one stream per gateway pod, for ever. `pods` lists the pods now, `changed` says when to look again.
@@ -98,7 +108,13 @@ pub async fn keep_streams(
         for entry in wanted {
             running.entry(entry.clone()).or_insert_with(|| {
                 let (gateway, replica) = entry;
-                tasks.spawn(follow(Arc::clone(&board), Arc::clone(&tokens), metrics.clone(), gateway, replica))
+                tasks.spawn(follow(
+                    Arc::clone(&board),
+                    Arc::clone(&tokens),
+                    metrics.clone(),
+                    gateway,
+                    replica,
+                ))
             });
         }
         tokio::select! {
@@ -117,7 +133,13 @@ async fn follow(board: Arc<Board>, tokens: Arc<Tokens>, metrics: Metrics, gatewa
     let mut pause = FIRST_RECONNECT;
     loop {
         if let Some(token) = tokens.get(&gateway) {
-            let live = Live { board: &board, metrics: &metrics, gateway: &gateway, replica: &replica, said: false };
+            let live = Live {
+                board: &board,
+                metrics: &metrics,
+                gateway: &gateway,
+                replica: &replica,
+                said: false,
+            };
             let (said, error) = live.read(&token).await;
             tracing::info!(gateway = %gateway, pod = replica.pod, %error, "a control stream ended");
             if said {
@@ -148,7 +170,8 @@ impl Live<'_> {
                 self.metrics.control_streams.inc();
                 tracing::info!(gateway = %self.gateway, pod = self.replica.pod, "a control stream began");
             }
-            self.board.hear(self.gateway, &self.replica.uid, event, jiff::Timestamp::now());
+            self.board
+                .hear(self.gateway, &self.replica.uid, event, jiff::Timestamp::now());
         })
         .await;
         (self.said, error)
@@ -167,13 +190,16 @@ impl Drop for Live<'_> {
 /// Sends one order to one replica.
 ///
 /// # Errors
-/// [`http::HttpError`] when the replica did not answer in [`ORDER_TIMEOUT`] or refused.
+/// [`exchange::HttpError`] when the replica did not answer in [`ORDER_TIMEOUT`] or refused.
 pub async fn order(
     replica: &Replica,
     token: &str,
     pool: &str,
     request: &OrderRequest,
-) -> Result<OrderAnswer, http::HttpError> {
-    let sent = http::post_json(replica.address, token, &orders_path(pool), request);
-    tokio::time::timeout(ORDER_TIMEOUT, sent).await.map_err(|_| http::HttpError::Timeout(ORDER_TIMEOUT))?
+) -> Result<OrderAnswer, exchange::HttpError> {
+    let path = orders_path(pool);
+    let sent = exchange::post_json(replica.address, token, &path, request);
+    tokio::time::timeout(ORDER_TIMEOUT, sent)
+        .await
+        .map_err(|_| exchange::HttpError::Timeout(ORDER_TIMEOUT))?
 }

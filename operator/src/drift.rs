@@ -22,8 +22,10 @@ pub fn stamp(object: &impl Serialize) -> serde_json::Result<Value> {
     let digest = Sha256::digest(value.to_string().as_bytes());
     let hash: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
     if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut)
-        && let Some(annotations) =
-            metadata.entry("annotations").or_insert_with(|| Value::Object(Map::new())).as_object_mut()
+        && let Some(annotations) = metadata
+            .entry("annotations")
+            .or_insert_with(|| Value::Object(Map::new()))
+            .as_object_mut()
     {
         annotations.insert(HASH_ANNOTATION.to_owned(), Value::String(hash));
     }
@@ -137,42 +139,50 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn check(desired: Value, observed: Value, expected: Option<&str>) {
-        assert_eq!(first_difference(&desired, &observed).as_deref(), expected, "{desired} in {observed}");
+    fn check(desired: &Value, observed: &Value, expected: Option<&str>) {
+        assert_eq!(
+            first_difference(desired, observed).as_deref(),
+            expected,
+            "{desired} in {observed}"
+        );
     }
 
     #[test]
     fn defaults_and_foreign_fields_are_no_drift() {
-        check(json!({"a": 1}), json!({"a": 1, "b": 2}), None);
+        check(&json!({"a": 1}), &json!({"a": 1, "b": 2}), None);
         check(
-            json!({"containers": [{"name": "engine", "image": "x"}]}),
-            json!({"containers": [{"name": "mesh"}, {"name": "engine", "image": "x", "terminationMessagePath": "/dev/x"}]}),
+            &json!({"containers": [{"name": "engine", "image": "x"}]}),
+            &json!({"containers": [{"name": "mesh"}, {"name": "engine", "image": "x", "terminationMessagePath": "/dev/x"}]}),
             None,
         );
-        check(json!({"emptyDir": {}}), json!({"emptyDir": {}}), None);
-        check(json!({"ingress": [], "value": "", "x": null}), json!({}), None);
+        check(&json!({"emptyDir": {}}), &json!({"emptyDir": {}}), None);
+        check(&json!({"ingress": [], "value": "", "x": null}), &json!({}), None);
     }
 
     #[test]
     fn changed_missing_and_extra_values_are_drift() {
-        check(json!({"a": {"b": 1}}), json!({"a": {"b": 2}}), Some(".a.b"));
-        check(json!({"a": false}), json!({}), Some(".a"));
-        check(json!({"args": ["x"]}), json!({"args": ["x", "y"]}), Some(".args"));
-        check(json!({"args": ["x"]}), json!({"args": ["z"]}), Some(".args[0]"));
+        check(&json!({"a": {"b": 1}}), &json!({"a": {"b": 2}}), Some(".a.b"));
+        check(&json!({"a": false}), &json!({}), Some(".a"));
         check(
-            json!({"containers": [{"name": "engine"}]}),
-            json!({"containers": [{"name": "other"}]}),
+            &json!({"args": ["x"]}),
+            &json!({"args": ["x", "y"]}),
+            Some(".args"),
+        );
+        check(&json!({"args": ["x"]}), &json!({"args": ["z"]}), Some(".args[0]"));
+        check(
+            &json!({"containers": [{"name": "engine"}]}),
+            &json!({"containers": [{"name": "other"}]}),
             Some(".containers[\"engine\"]"),
         );
     }
 
     #[test]
     fn quantities_are_compared_by_value() {
-        check(json!("0.5"), json!("500m"), None);
-        check(json!("1024Mi"), json!("1Gi"), None);
-        check(json!("2"), json!("2000m"), None);
-        check(json!("1Gi"), json!("1G"), Some(""));
-        check(json!("1x"), json!("1y"), Some(""));
+        check(&json!("0.5"), &json!("500m"), None);
+        check(&json!("1024Mi"), &json!("1Gi"), None);
+        check(&json!("2"), &json!("2000m"), None);
+        check(&json!("1Gi"), &json!("1G"), Some(""));
+        check(&json!("1x"), &json!("1y"), Some(""));
     }
 
     #[test]
@@ -181,7 +191,10 @@ mod tests {
         let stamped = stamp(&object("x")).unwrap();
         assert_eq!(stamped, stamp(&object("x")).unwrap());
         let other = stamp(&object("y")).unwrap();
-        assert_ne!(stamped["metadata"]["annotations"], other["metadata"]["annotations"]);
+        assert_ne!(
+            stamped["metadata"]["annotations"],
+            other["metadata"]["annotations"]
+        );
         assert!(!holds(&other, &stamped));
     }
 }

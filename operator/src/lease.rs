@@ -30,7 +30,10 @@ pub struct Settings {
     pub retry: Duration,
 }
 
-#[expect(clippy::disallowed_methods, reason = "the lease is measured on this process's monotonic clock")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the lease is measured on this process's monotonic clock"
+)]
 fn now() -> Instant {
     Instant::now()
 }
@@ -47,7 +50,11 @@ impl Leadership {
     /// A term that ends at `until`, or never.
     #[must_use]
     pub fn new(transitions: u32, until: Option<Instant>) -> Self {
-        Self { transitions, orders: Arc::default(), until: Arc::new(Mutex::new(until)) }
+        Self {
+            transitions,
+            orders: Arc::default(),
+            until: Arc::new(Mutex::new(until)),
+        }
     }
 
     /// How much longer this process may write, counted from now; zero once the term is over.
@@ -99,7 +106,10 @@ impl Seen {
     fn observe(before: Option<Self>, spec: &LeaseSpec, now: Instant) -> Self {
         match before {
             Some(seen) if seen.spec == *spec => seen,
-            _ => Self { spec: spec.clone(), since: now },
+            _ => Self {
+                spec: spec.clone(),
+                since: now,
+            },
         }
     }
 
@@ -201,7 +211,9 @@ impl Elector {
                 spec.holder_identity = Some(String::new());
                 spec.lease_duration_seconds = Some(1);
                 spec.renew_time = Some(MicroTime(Timestamp::now()));
-                self.api.replace(&self.name, &PostParams::default(), &lease).await?;
+                self.api
+                    .replace(&self.name, &PostParams::default(), &lease)
+                    .await?;
             }
             Ok::<_, kube::Error>(())
         });
@@ -224,7 +236,10 @@ impl Elector {
     async fn take(&mut self, new_term: bool) -> Result<u32, AttemptError> {
         let Some(mut lease) = self.api.get_opt(&self.name).await? else {
             let lease = Lease {
-                metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
+                metadata: ObjectMeta {
+                    name: Some(self.name.clone()),
+                    ..ObjectMeta::default()
+                },
                 spec: Some(self.record(1, None)),
             };
             let lease = self.api.create(&PostParams::default(), &lease).await?;
@@ -233,10 +248,9 @@ impl Elector {
         };
         let spec = lease.spec.get_or_insert_default().clone();
         self.see(Some(&spec));
-        let verdict = self
-            .seen
-            .as_ref()
-            .map_or(Verdict::Taken, |seen| seen.verdict(&self.identity, self.settings.duration, now()));
+        let verdict = self.seen.as_ref().map_or(Verdict::Taken, |seen| {
+            seen.verdict(&self.identity, self.settings.duration, now())
+        });
         let before = u32::try_from(spec.lease_transitions.unwrap_or(0)).unwrap_or(0);
         let (transitions, acquired) = match verdict {
             Verdict::Taken => return Err(AttemptError::Taken),
@@ -246,7 +260,10 @@ impl Elector {
             Verdict::Free | Verdict::Mine => (before.saturating_add(1), None),
         };
         lease.spec = Some(self.record(transitions, acquired));
-        let lease = self.api.replace(&self.name, &PostParams::default(), &lease).await?;
+        let lease = self
+            .api
+            .replace(&self.name, &PostParams::default(), &lease)
+            .await?;
         self.see(lease.spec.as_ref());
         Ok(transitions)
     }

@@ -3,11 +3,23 @@
 
 pub mod admin;
 pub mod args;
+pub mod caches;
 pub mod calls;
 pub mod control;
 pub mod drift;
+pub mod events;
+pub mod gateway;
 pub mod key;
+pub mod labels;
 pub mod lease;
+pub mod llm_pool;
 pub mod metrics;
+pub mod operator;
+pub mod owned;
+pub mod probes;
 pub mod queue;
+pub mod restricted;
+pub mod run;
+pub mod scaling;
 pub mod telemetry;
+pub mod workflow_policy;

@@ -38,7 +38,12 @@ pub struct Metrics {
     pub watch_errors: IntCounterVec,
 }
 
-fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntCounterVec> {
     let series = IntCounterVec::new(Opts::new(name, help), labels)?;
     registry.register(Box::new(series.clone()))?;
     Ok(series)
@@ -67,8 +72,11 @@ impl Metrics {
         let registry = Registry::new();
         let r = &registry;
         let api_seconds = HistogramVec::new(
-            HistogramOpts::new("weir_operator_api_seconds", "Seconds of calls to the API server by step.")
-                .buckets(API_BUCKETS.to_vec()),
+            HistogramOpts::new(
+                "weir_operator_api_seconds",
+                "Seconds of calls to the API server by step.",
+            )
+            .buckets(API_BUCKETS.to_vec()),
             &["step"],
         )?;
         r.register(Box::new(api_seconds.clone()))?;
@@ -80,8 +88,10 @@ impl Metrics {
             .buckets(API_BUCKETS.to_vec()),
         )?;
         r.register(Box::new(wake_seconds.clone()))?;
-        let control_breaks =
-            IntCounter::new("weir_operator_control_breaks_total", "Control streams that broke.")?;
+        let control_breaks = IntCounter::new(
+            "weir_operator_control_breaks_total",
+            "Control streams that broke.",
+        )?;
         r.register(Box::new(control_breaks.clone()))?;
         Ok(Self {
             leader: gauge(r, "weir_operator_leader", "1 while this process holds the lease.")?,
@@ -111,8 +121,17 @@ impl Metrics {
                 &["direction"],
             )?,
             wake_seconds,
-            fences: counters(r, "weir_operator_fences_total", "Fences by outcome.", &["outcome"])?,
-            control_streams: gauge(r, "weir_operator_control_streams", "Control streams connected now.")?,
+            fences: counters(
+                r,
+                "weir_operator_fences_total",
+                "Fences by outcome.",
+                &["outcome"],
+            )?,
+            control_streams: gauge(
+                r,
+                "weir_operator_control_streams",
+                "Control streams connected now.",
+            )?,
             control_breaks,
             desired_replicas: gauges(
                 r,
@@ -163,11 +182,21 @@ mod tests {
     fn series_are_registered_once_and_encoded() {
         let metrics = Metrics::new().unwrap();
         metrics.leader.set(1);
-        metrics.desired_replicas.with_label_values(&["ns", "coder"]).set(2);
+        metrics
+            .desired_replicas
+            .with_label_values(&["ns", "coder"])
+            .set(2);
         let text = String::from_utf8(metrics.encode().unwrap()).unwrap();
         assert!(text.contains("weir_operator_leader 1"), "{text}");
-        assert!(text.contains(r#"weir_operator_pool_desired_replicas{namespace="ns",pool="coder"} 2"#), "{text}");
+        assert!(
+            text.contains(r#"weir_operator_pool_desired_replicas{namespace="ns",pool="coder"} 2"#),
+            "{text}"
+        );
         metrics.forget_pool("ns", "coder");
-        assert!(!String::from_utf8(metrics.encode().unwrap()).unwrap().contains("coder"));
+        assert!(
+            !String::from_utf8(metrics.encode().unwrap())
+                .unwrap()
+                .contains("coder")
+        );
     }
 }

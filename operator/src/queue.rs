@@ -61,13 +61,18 @@ impl<K: Ord + Clone> Default for Queue<K> {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the queue is a shell: its pauses are measured here")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the queue is a shell: its pauses are measured here"
+)]
 fn now() -> Instant {
     Instant::now()
 }
 
 fn backoff(failures: u32) -> Duration {
-    FIRST_BACKOFF.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX)).min(MAX_BACKOFF)
+    FIRST_BACKOFF
+        .saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX))
+        .min(MAX_BACKOFF)
 }
 
 impl<K: Ord + Clone> State<K> {
@@ -84,12 +89,20 @@ impl<K: Ord + Clone> State<K> {
         if self.queued.contains(&key) || self.redo.contains(&key) {
             return;
         }
-        self.later.entry(key).and_modify(|earlier| *earlier = at.min(*earlier)).or_insert(at);
+        self.later
+            .entry(key)
+            .and_modify(|earlier| *earlier = at.min(*earlier))
+            .or_insert(at);
     }
 
     /// Moves what is due; the next key, or when the next one is due.
     fn take(&mut self, now: Instant) -> Result<K, Option<Instant>> {
-        let due: Vec<K> = self.later.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
+        let due: Vec<K> = self
+            .later
+            .iter()
+            .filter(|(_, at)| **at <= now)
+            .map(|(key, _)| key.clone())
+            .collect();
         for key in due {
             self.add(key);
         }
@@ -150,7 +163,11 @@ impl<K: Ord + Clone + Send + 'static> Queue<K> {
     {
         let mut running: JoinSet<(K, Outcome)> = JoinSet::new();
         loop {
-            let next = if running.len() < workers { self.state().take(now()) } else { Err(None) };
+            let next = if running.len() < workers {
+                self.state().take(now())
+            } else {
+                Err(None)
+            };
             let due = match next {
                 Ok(key) => {
                     let work = reconcile(key.clone());
@@ -224,7 +241,9 @@ mod tests {
         assert_eq!(queue.state().take(base), Err(Some(at(base, 300))));
         queue.state().add("a");
         assert_eq!(queue.state().take(base), Ok("a"));
-        queue.state().finish(&"a", Outcome::Again(Duration::from_millis(50)), base);
+        queue
+            .state()
+            .finish(&"a", Outcome::Again(Duration::from_millis(50)), base);
         assert_eq!(queue.state().take(base), Err(Some(at(base, 50))));
     }
 
@@ -237,8 +256,12 @@ mod tests {
         let work = Arc::clone(&queue).work(1, move |key: &'static str| {
             let sent = sent.clone();
             async move {
-                drop(sent.send(key));
-                if key == "bad" { Outcome::Failed } else { Outcome::Done }
+                sent.send(key).unwrap();
+                if key == "bad" {
+                    Outcome::Failed
+                } else {
+                    Outcome::Done
+                }
             }
         });
         let mut seen = Vec::new();

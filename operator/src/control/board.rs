@@ -22,6 +22,8 @@ pub struct Replica {
     pub pod: String,
     /// Admin port.
     pub address: SocketAddr,
+    /// When its process started: it knows of no request before.
+    pub started: Option<Timestamp>,
 }
 
 /// A pool's state and when it was heard.
@@ -61,7 +63,11 @@ pub struct Board {
 
 impl Default for Board {
     fn default() -> Self {
-        Self { gateways: Mutex::default(), listeners: Mutex::default(), configurations: watch::Sender::new(0) }
+        Self {
+            gateways: Mutex::default(),
+            listeners: Mutex::default(),
+            configurations: watch::Sender::new(0),
+        }
     }
 }
 
@@ -78,7 +84,10 @@ impl Board {
 
     /// Forgets the listener of a pool that is gone.
     pub fn forget(&self, pool: &Key) {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).remove(pool);
+        self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(pool);
     }
 
     /// Rises whenever a replica says which configuration it runs with, or falls silent.
@@ -87,9 +96,10 @@ impl Board {
         self.configurations.subscribe()
     }
 
-    fn tell(&self, namespace: &str, pool: &str) {
+    /// Tells a pool's listener that something it reads has changed.
+    pub fn tell(&self, pool: &Key) {
         let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(listener) = listeners.get(&Key::new(namespace, pool)) {
+        if let Some(listener) = listeners.get(pool) {
             listener.notify_one();
         }
     }
@@ -103,7 +113,8 @@ impl Board {
             }
         }
         drop(listeners);
-        self.configurations.send_modify(|version| *version = version.wrapping_add(1));
+        self.configurations
+            .send_modify(|version| *version = version.wrapping_add(1));
     }
 
     /// The replicas that exist now. New ones are unknown until they speak; those that are gone are forgotten.
@@ -122,10 +133,18 @@ impl Board {
             }
             gateways.retain(|_, replicas| !replicas.is_empty());
             for (gateway, replica) in wanted {
-                gateways.entry(gateway.clone()).or_default().entry(replica.uid.clone()).or_insert_with(|| {
-                    touched.insert(gateway.namespace.clone());
-                    Entry { replica: replica.clone(), config_hash: None, pools: BTreeMap::new() }
-                });
+                gateways
+                    .entry(gateway.clone())
+                    .or_default()
+                    .entry(replica.uid.clone())
+                    .or_insert_with(|| {
+                        touched.insert(gateway.namespace.clone());
+                        Entry {
+                            replica: replica.clone(),
+                            config_hash: None,
+                            pools: BTreeMap::new(),
+                        }
+                    });
             }
         }
         for namespace in touched {
@@ -137,7 +156,10 @@ impl Board {
     pub fn hear(&self, gateway: &Key, uid: &str, event: Event, at: Timestamp) {
         let told = {
             let mut gateways = self.gateways();
-            let Some(entry) = gateways.get_mut(gateway).and_then(|replicas| replicas.get_mut(uid)) else {
+            let Some(entry) = gateways
+                .get_mut(gateway)
+                .and_then(|replicas| replicas.get_mut(uid))
+            else {
                 return;
             };
             match event {
@@ -147,7 +169,13 @@ impl Board {
                 }
                 Event::Pool(state) => {
                     let pool = state.pool.clone();
-                    entry.pools.insert(pool.clone(), Seen { state: Arc::new(*state), at });
+                    entry.pools.insert(
+                        pool.clone(),
+                        Seen {
+                            state: Arc::new(*state),
+                            at,
+                        },
+                    );
                     Some(pool)
                 }
                 Event::PoolRemoved { pool } => {
@@ -158,14 +186,18 @@ impl Board {
             }
         };
         match told {
-            Some(pool) => self.tell(&gateway.namespace, &pool),
+            Some(pool) => self.tell(&gateway.sibling(&pool)),
             None => self.tell_all(&gateway.namespace),
         }
     }
 
     /// A replica's stream is down: what it said is void.
     pub fn lose(&self, gateway: &Key, uid: &str) {
-        if let Some(entry) = self.gateways().get_mut(gateway).and_then(|replicas| replicas.get_mut(uid)) {
+        if let Some(entry) = self
+            .gateways()
+            .get_mut(gateway)
+            .and_then(|replicas| replicas.get_mut(uid))
+        {
             entry.config_hash = None;
             entry.pools.clear();
         }
@@ -183,7 +215,11 @@ impl Board {
             .map(|entry| ReplicaView {
                 replica: entry.replica.clone(),
                 config_hash: entry.config_hash.clone(),
-                seen: entry.pools.get(pool).filter(|seen| seen.state.uid == pool_uid).cloned(),
+                seen: entry
+                    .pools
+                    .get(pool)
+                    .filter(|seen| seen.state.uid == pool_uid)
+                    .cloned(),
             })
             .collect()
     }
@@ -194,7 +230,12 @@ mod tests {
     use super::*;
 
     fn replica(uid: &str) -> Replica {
-        Replica { uid: uid.to_owned(), pod: format!("weir-{uid}"), address: "10.0.0.1:9090".parse().unwrap() }
+        Replica {
+            uid: uid.to_owned(),
+            pod: format!("weir-{uid}"),
+            address: "10.0.0.1:9090".parse().unwrap(),
+            started: None,
+        }
     }
 
     fn state(pool_uid: &str, held: u32) -> Event {
@@ -211,7 +252,10 @@ mod tests {
         let board = Board::default();
         let gateway = Key::new("agents", "weir");
         let listener = board.listen(&Key::new("agents", "coder"));
-        board.expect(&BTreeSet::from([(gateway.clone(), replica("a")), (gateway.clone(), replica("b"))]));
+        board.expect(&BTreeSet::from([
+            (gateway.clone(), replica("a")),
+            (gateway.clone(), replica("b")),
+        ]));
         listener.notified().await;
         board.hear(&gateway, "a", state("u1", 3), Timestamp::UNIX_EPOCH);
         listener.notified().await;
@@ -219,7 +263,11 @@ mod tests {
         assert_eq!(view.len(), 2);
         assert_eq!(view[0].seen.as_ref().map(|seen| seen.state.held), Some(3));
         assert_eq!(view[1].seen, None, "b has not spoken");
-        assert_eq!(board.view(&gateway, "coder", "other")[0].seen, None, "another object of that name");
+        assert_eq!(
+            board.view(&gateway, "coder", "other")[0].seen,
+            None,
+            "another object of that name"
+        );
         board.lose(&gateway, "a");
         listener.notified().await;
         assert_eq!(board.view(&gateway, "coder", "u1")[0].seen, None);

@@ -7,7 +7,7 @@ use http::Method;
 use http_body_util::BodyExt;
 use weir_wire::control::{EVENTS, Event, HEARTBEAT_MS};
 
-use super::http::{self, HttpError, MAX_ANSWER};
+use super::exchange::{self, HttpError, MAX_ANSWER};
 
 /// Silence after which a stream counts as dead: three heartbeats.
 pub const SILENCE: Duration = Duration::from_millis(3 * HEARTBEAT_MS);
@@ -49,7 +49,10 @@ impl Lines {
     /// [`StreamError::TooLong`] or [`StreamError::Form`]; the stream cannot be trusted after either.
     pub fn push(&mut self, bytes: &[u8], mut event: impl FnMut(Event)) -> Result<(), StreamError> {
         self.buffer.extend_from_slice(bytes);
-        while let Some(end) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
+        while let Some(end) = self.buffer[self.searched..]
+            .iter()
+            .position(|byte| *byte == b'\n')
+        {
             let line = self.buffer.split_to(self.searched + end);
             self.buffer.advance(1);
             self.searched = 0;
@@ -58,14 +61,22 @@ impl Lines {
             }
         }
         self.searched = self.buffer.len();
-        if self.searched > MAX_ANSWER { Err(StreamError::TooLong) } else { Ok(()) }
+        if self.searched > MAX_ANSWER {
+            Err(StreamError::TooLong)
+        } else {
+            Ok(())
+        }
     }
 }
 
 /// Reads one stream and gives every event to `hear`; returns why it ended.
 pub async fn read(address: SocketAddr, token: &str, mut hear: impl FnMut(Event)) -> StreamError {
     let open = async {
-        http::send(address, http::request(Method::GET, address, EVENTS, token, Vec::new())?).await
+        exchange::send(
+            address,
+            exchange::request(Method::GET, address, EVENTS, token, Vec::new())?,
+        )
+        .await
     };
     let mut answer = match tokio::time::timeout(SILENCE, open).await {
         Ok(Ok(answer)) => answer,
@@ -104,7 +115,8 @@ mod tests {
 
     #[test]
     fn lines_are_found_however_they_are_cut() {
-        let text = b"{\"type\":\"heartbeat\"}\n\n{\"type\":\"poolRemoved\",\"pool\":\"a\"}\n{\"type\":\"heart";
+        let text =
+            b"{\"type\":\"heartbeat\"}\n\n{\"type\":\"poolRemoved\",\"pool\":\"a\"}\n{\"type\":\"heart";
         let expected = vec![Event::Heartbeat, Event::PoolRemoved { pool: "a".to_owned() }];
         for size in 1..text.len() {
             let chunks: Vec<&[u8]> = text.chunks(size).collect();
@@ -114,7 +126,10 @@ mod tests {
 
     #[test]
     fn what_is_no_event_ends_the_stream() {
-        assert!(matches!(events(&[b"{\"type\":\"other\"}\n"]), Err(StreamError::Form(_))));
+        assert!(matches!(
+            events(&[b"{\"type\":\"other\"}\n"]),
+            Err(StreamError::Form(_))
+        ));
         let long = vec![b'x'; MAX_ANSWER + 1];
         assert!(matches!(events(&[&long]), Err(StreamError::TooLong)));
     }

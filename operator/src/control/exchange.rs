@@ -59,8 +59,9 @@ pub async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<
         .map_err(|_| HttpError::Timeout(CONNECT_TIMEOUT))?
         .map_err(HttpError::Connect)?;
     stream.set_nodelay(true).map_err(HttpError::Connect)?;
-    let (mut sender, connection) =
-        http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.map_err(HttpError::Broken)?;
+    let (mut sender, connection) = http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream))
+        .await
+        .map_err(HttpError::Broken)?;
     let mut driver = JoinSet::new();
     driver.spawn(async move {
         if let Err(error) = connection.await {
@@ -69,7 +70,10 @@ pub async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<
     });
     let response = sender.send_request(request).await.map_err(HttpError::Broken)?;
     if response.status() == StatusCode::OK {
-        Ok(Answer { response, _connection: driver })
+        Ok(Answer {
+            response,
+            _connection: driver,
+        })
     } else {
         Err(HttpError::Status(response.status()))
     }
@@ -108,7 +112,10 @@ pub async fn post_json<T: DeserializeOwned>(
 ) -> Result<T, HttpError> {
     let body = serde_json::to_vec(body).map_err(HttpError::Form)?;
     let answer = send(address, request(Method::POST, address, path, token, body)?).await?;
-    let Answer { response, _connection } = answer;
+    let Answer {
+        response,
+        _connection,
+    } = answer;
     let bytes = Limited::new(response.into_body(), MAX_ANSWER)
         .collect()
         .await
