@@ -1,35 +1,36 @@
 //! Engine flags and environment variables that the operator or the sidecar sets, so that a pool may not.
 
-/// Flags refused in `spec.engine.args`, without the leading dashes. vLLM reads `_` as `-` in flag names, so both
-/// spellings are refused.
-pub const FLAGS: [&str; 27] = [
+/// Flags refused in `spec.engine.args`, without the leading dashes, because `spec.model` says it. vLLM reads `_` as
+/// `-` in flag names, so both spellings of every flag here are refused.
+pub const MODEL_FLAGS: [&str; 4] = ["model", "model-path", "revision", "served-model-name"];
+
+/// Flags refused because the engine is reached by its sidecar alone, on 127.0.0.1, without TLS and keys.
+pub const ADDRESS_FLAGS: [&str; 14] = [
     "admin-api-key",
     "api-key",
-    "enable-cache-report",
     "enable-http2",
-    "enable-metrics",
-    "enable-prompt-tokens-details",
-    "enable-sleep-mode",
     "enable-ssl-refresh",
     "grpc-port",
     "headless",
     "host",
-    "model",
-    "model-path",
-    "no-enable-prompt-tokens-details",
     "port",
-    "revision",
     "root-path",
-    "served-model-name",
-    "shutdown-timeout",
-    "sse-keep-alive-interval",
     "ssl-ca-certs",
     "ssl-cert-reqs",
     "ssl-certfile",
     "ssl-keyfile",
-    "tokenizer-revision",
     "uds",
-    "warmups",
+];
+
+/// Flags refused because the operator sets what the router relies on: shutdown, sleep, usage details, metrics.
+pub const LIFECYCLE_FLAGS: [&str; 7] = [
+    "enable-cache-report",
+    "enable-metrics",
+    "enable-prompt-tokens-details",
+    "enable-sleep-mode",
+    "no-enable-prompt-tokens-details",
+    "shutdown-timeout",
+    "sse-keep-alive-interval",
 ];
 
 /// Names refused in `spec.engine.env`; names beginning with [`ENV_PREFIX`] are refused too.
@@ -53,9 +54,4 @@ pub const ENV: [&str; 13] = [
 pub const ENV_PREFIX: &str = "WEIR_";
 
 /// Key prefixes refused in `spec.podMetadata`, because the operator and the gateway select by them.
-pub const METADATA_PREFIXES: [&str; 4] = [
-    "weir.dev/",
-    "app.kubernetes.io/",
-    "controller.kubernetes.io/",
-    "pod-template-hash",
-];
+pub const METADATA_PREFIXES: [&str; 3] = ["weir.dev/", "app.kubernetes.io/", "controller.kubernetes.io/"];

@@ -137,6 +137,9 @@ fn bound(schema: &mut Map<String, Value>) {
     if is_type(schema, "string") && !schema.contains_key("format") && !schema.contains_key("enum") {
         schema.entry("maxLength").or_insert(json!(4_096));
     }
+    if schema.get("x-kubernetes-int-or-string") == Some(&json!(true)) {
+        schema.entry("maxLength").or_insert(json!(32));
+    }
     if is_type(schema, "integer") {
         schema.entry("minimum").or_insert(json!(-1));
         let most = match schema.get("format").and_then(Value::as_str) {
@@ -166,7 +169,6 @@ fn shorten_description(schema: &mut Map<String, Value>) {
 /// Makes a derived schema fit for a CustomResourceDefinition, in every part of it:
 /// * an absent field is absent, never `null`, so that `has()` in a rule means what it says;
 /// * Rust's integer formats become minimum and maximum;
-/// * the default of a group is `{}`, so that each field's default is written once, beside the field;
 /// * default durations read as people write them.
 pub(crate) fn tidy(schema: &mut Schema) {
     if let Some(object) = schema.as_object_mut() {
@@ -177,12 +179,29 @@ pub(crate) fn tidy(schema: &mut Schema) {
 fn tidy_object(schema: &mut Map<String, Value>) {
     drop_null(schema);
     bound_integers(schema);
+    each_child(schema, tidy_object);
+    tidy_default(schema);
+}
+
+/// A group's default repeats the defaults of its fields: the API server evaluates a group's rules on it as it
+/// stands, before it fills in anything.
+fn tidy_default(schema: &mut Map<String, Value>) {
     let is_duration = schema
         .get("pattern")
         .and_then(Value::as_str)
         .is_some_and(|pattern| pattern == DURATION || pattern == DURATION_OR_AUTO);
+    let fields = schema.get("properties").cloned();
     match schema.get_mut("default") {
-        Some(default @ Value::Object(_)) => *default = json!({}),
+        Some(Value::Object(group)) => {
+            for (name, value) in group {
+                if let Some(own) = fields
+                    .as_ref()
+                    .and_then(|fields| fields.get(name)?.get("default"))
+                {
+                    *value = own.clone();
+                }
+            }
+        }
         Some(Value::String(text)) if is_duration => {
             if let Ok(duration) = text.parse::<Duration>() {
                 *text = go_format(duration.into());
@@ -190,7 +209,6 @@ fn tidy_object(schema: &mut Map<String, Value>) {
         }
         _ => {}
     }
-    each_child(schema, tidy_object);
 }
 
 fn drop_null(schema: &mut Map<String, Value>) {

@@ -118,12 +118,12 @@ pub struct Engine {
     /// When the image is pulled: `IfNotPresent`, `Always` or `Never`. Default `IfNotPresent`.
     #[serde(default)]
     pub image_pull_policy: ImagePullPolicy,
-    /// Further flags of the engine, at most 128. Flags that the operator sets (address, names, shutdown, ...) are
-    /// refused. Absent: none.
+    /// Further flags of the engine, at most 128 words of at most 2,048 characters. Flags that the operator sets
+    /// (address, names, shutdown, ...) are refused. Absent: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 128),
-        inner(length(max = 4096)),
+        inner(length(max = 2048)),
         extend("x-kubernetes-list-type" = "atomic")
     )]
     pub args: Vec<String>,

@@ -1,8 +1,13 @@
 //! The groups of a policy's spec.
 
+#![expect(
+    unreachable_pub,
+    reason = "KubeSchema puts a public copy of the struct into a function"
+)]
+
 use std::collections::BTreeMap;
 
-use kube::core::Duration;
+use kube::{KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -39,22 +44,28 @@ pub struct Identity {
 }
 
 /// One place a workflow id may be read from; exactly one of the four.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("[has(self.header), has(self.body), has(self.knownClients), has(self.conversationRoot)].filter(given, given).size() == 1")
+        .message("exactly one of header, body, knownClients and conversationRoot"),
+    validation = Rule::new("(!has(self.knownClients) || self.knownClients) && (!has(self.conversationRoot) || self.conversationRoot)")
+        .message("knownClients and conversationRoot are true or absent"),
+)]
+#[serde(rename_all = "camelCase")]
 pub struct IdentitySource {
     /// Name of a request header.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"))]
     pub header: Option<String>,
     /// Dotted path into the JSON body, such as `metadata.session`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256), regex(pattern = r"^[^.\s]+(\.[^.\s]+)*$"))]
     pub body: Option<String>,
     /// `true`: the headers and fields that known agent clients send.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub known_clients: Option<bool>,
     /// `true`: a hash of model, tools, system prompt and first user message.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_root: Option<bool>,
 }
 
@@ -206,7 +217,7 @@ pub struct Slo {
     pub completion: Option<Duration>,
 }
 
-/// Bounds.
+/// What the workflows under a policy may use.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Limits {

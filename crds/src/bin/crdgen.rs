@@ -1,2 +1,0 @@
-//! Writes the generated files.
-fn main() {}
