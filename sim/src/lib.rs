@@ -1,1 +1,2 @@
-//! Placeholder.
+//! A simulator of vLLM's HTTP server.
+pub mod engine;
