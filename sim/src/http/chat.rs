@@ -222,6 +222,9 @@ impl Format for ChatStream {
 
     fn piece(&mut self, piece: &Piece, tally: &Tally, out: &mut Vec<u8>) {
         self.begin(piece.choice, tally, out);
+        if piece.withheld {
+            return;
+        }
         let silent = if piece.finish == Some(super::speech::Ending::ToolCalls) {
             json!({})
         } else {

@@ -20,6 +20,8 @@ pub(crate) struct Piece {
     pub(crate) parts: Vec<Part>,
     pub(crate) tokens: Vec<Token>,
     pub(crate) finish: Option<Ending>,
+    /// All of it is part of a tool's name that is not complete: the parser in the engine shows nothing yet.
+    pub(crate) withheld: bool,
 }
 
 /// Why a choice ended, in the client's terms.
@@ -103,6 +105,11 @@ impl Speaker {
             });
         }
         parts
+    }
+
+    /// Whether it hears the name of a tool.
+    pub(crate) fn is_naming(&self) -> bool {
+        matches!(self.mode, Mode::Name(_))
     }
 
     /// What an engine's finish means for this choice.

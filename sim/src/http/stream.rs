@@ -199,11 +199,13 @@ impl EventStream {
             let parts = choice.speaker.hear(&tokens);
             let finish = finish.map(|finish| choice.speaker.ending(finish));
             self.open -= usize::from(finish.is_some());
+            let withheld = parts.is_empty() && finish.is_none() && choice.speaker.is_naming();
             let piece = Piece {
                 choice: *index,
                 parts,
                 tokens,
                 finish,
+                withheld,
             };
             self.format.piece(&piece, &self.tally, &mut self.buffer);
         }
