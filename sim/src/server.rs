@@ -81,10 +81,10 @@ enum EndKind {
 impl Server {
     /// Runs to the end.
     pub(crate) async fn run(mut self, bound: Bound) -> io::Result<Exit> {
-        if self.start_up().await == Some(Exit::Interrupted) {
-            return Ok(Exit::Interrupted);
-        }
         let address = bound.address;
+        if let Some(exit) = self.start_up(address).await {
+            return Ok(exit);
+        }
         let listener = bound.socket.listen(BACKLOG)?;
         info!("Starting vLLM server on http://{address}");
         info!("Application startup complete.");
@@ -93,11 +93,11 @@ impl Server {
     }
 
     /// Waits out the start-up. The first SIGTERM is swallowed, a second one ends the process.
-    async fn start_up(&mut self) -> Option<Exit> {
+    async fn start_up(&mut self, address: SocketAddr) -> Option<Exit> {
         let total = self.app.options.startup;
         let mut swallowed = false;
         for (phase, share) in PHASES.into_iter().enumerate() {
-            self.announce(phase);
+            self.announce(phase, address);
             let end = sleep(total.mul_f64(share));
             tokio::pin!(end);
             loop {
@@ -124,14 +124,14 @@ impl Server {
     }
 
     /// Logs what vLLM logs when a phase begins.
-    fn announce(&self, phase: usize) {
+    fn announce(&self, phase: usize, address: SocketAddr) {
         let (settings, options) = (&self.app.settings, &self.app.options);
         let weights = settings.profile.weights_gib;
         let seconds = |share: f64| options.startup.as_secs_f64() * share;
         let kv_tokens = u64::from(settings.blocks - 1) * u64::from(settings.block_size);
         match phase {
             0 => info!(
-                "vLLM API server version {VERSION} (simulated: {})",
+                "vLLM API server version {VERSION} (simulated: {}) for {address}",
                 settings.profile
             ),
             1 => info!(

@@ -109,7 +109,8 @@ impl Task {
     }
 
     fn begin_step(&mut self) {
-        if self.step.is_some() || self.rest.is_some() || self.hung || self.dead || self.silent {
+        // A hung engine begins a step, as a hung GPU does; it never ends.
+        if self.step.is_some() || self.rest.is_some() || self.dead || self.silent {
             return;
         }
         let now = self.clock.now();

@@ -14,7 +14,7 @@ use weir_sim::{Options, Running, spawn};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A simulator with the model names of the captured samples.
-pub async fn tiny(options: Options) -> Running {
+pub(crate) async fn tiny(options: Options) -> Running {
     spawn(Options {
         served_names: vec!["tiny".to_owned(), "alias".to_owned()],
         ..options
@@ -24,7 +24,7 @@ pub async fn tiny(options: Options) -> Running {
 }
 
 /// Bytes of a request.
-pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
+pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
     let mut text = format!("{method} {path} HTTP/1.1\r\nhost: sim\r\n");
     if !body.is_empty() && !headers.iter().any(|(name, _)| *name == "content-type") {
         text.push_str("content-type: application/json\r\n");
@@ -38,19 +38,19 @@ pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -
 
 /// A complete answer.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub head: String,
-    pub body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
     }
 
     /// Data of the events of a stream.
-    pub fn events(&self) -> Vec<&str> {
+    pub(crate) fn events(&self) -> Vec<&str> {
         self.body
             .lines()
             .filter_map(|line| line.strip_prefix("data: "))
@@ -58,7 +58,7 @@ impl Answer {
     }
 
     /// The body with times and fingerprints blanked.
-    pub fn normalised(&self) -> String {
+    pub(crate) fn normalised(&self) -> String {
         let mut text = self.body.clone();
         for (before, stop) in [
             ("\"created\":", ','),
@@ -78,25 +78,25 @@ impl Answer {
 }
 
 /// A connection.
-pub struct Connection {
-    pub stream: TcpStream,
-    pub received: Vec<u8>,
+pub(crate) struct Connection {
+    pub(crate) stream: TcpStream,
+    pub(crate) received: Vec<u8>,
 }
 
 impl Connection {
-    pub async fn open(address: SocketAddr) -> Self {
+    pub(crate) async fn open(address: SocketAddr) -> Self {
         Self {
             stream: TcpStream::connect(address).await.unwrap(),
             received: Vec::new(),
         }
     }
 
-    pub async fn send(&mut self, bytes: &[u8]) {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
     }
 
     /// Reads until `text` has come; panics at the connection's end.
-    pub async fn until(&mut self, text: &str) {
+    pub(crate) async fn until(&mut self, text: &str) {
         timeout(PATIENCE, async {
             while !String::from_utf8_lossy(&self.received).contains(text) {
                 let count = self.stream.read_buf(&mut self.received).await.unwrap();
@@ -112,7 +112,7 @@ impl Connection {
     }
 
     /// Reads to the connection's end and returns all that ever came. A reset counts as an end.
-    pub async fn end(&mut self) -> String {
+    pub(crate) async fn end(&mut self) -> String {
         timeout(PATIENCE, async {
             while matches!(self.stream.read_buf(&mut self.received).await, Ok(1..)) {}
         })
@@ -122,14 +122,14 @@ impl Connection {
     }
 
     /// Whether nothing comes, not even an end, for `time`.
-    pub async fn silent_for(&mut self, time: Duration) -> bool {
+    pub(crate) async fn silent_for(&mut self, time: Duration) -> bool {
         timeout(time, self.stream.read_buf(&mut self.received))
             .await
             .is_err()
     }
 
     /// Sends a request and reads its answer; the connection stays open.
-    pub async fn ask(&mut self, method: &str, path: &str, body: &str) -> Answer {
+    pub(crate) async fn ask(&mut self, method: &str, path: &str, body: &str) -> Answer {
         self.send(&request(method, path, &[], body)).await;
         self.until("\r\n\r\n").await;
         let text = String::from_utf8_lossy(&self.received).into_owned();
@@ -148,23 +148,29 @@ impl Connection {
 }
 
 /// One request on its own connection.
-pub async fn ask(sim: &Running, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+pub(crate) async fn ask(
+    sim: &Running,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Answer {
     let mut connection = Connection::open(sim.address).await;
     let headers = [headers, &[("connection", "close")]].concat();
     connection.send(&request(method, path, &headers, body)).await;
     parse(&connection.end().await)
 }
 
-pub async fn get(sim: &Running, path: &str) -> Answer {
+pub(crate) async fn get(sim: &Running, path: &str) -> Answer {
     ask(sim, "GET", path, &[], "").await
 }
 
-pub async fn post(sim: &Running, path: &str, body: &Value) -> Answer {
+pub(crate) async fn post(sim: &Running, path: &str, body: &Value) -> Answer {
     ask(sim, "POST", path, &[], &body.to_string()).await
 }
 
 /// A chat request that was sent and is in the engine.
-pub async fn begin_chat(sim: &Running, body: &Value) -> Connection {
+pub(crate) async fn begin_chat(sim: &Running, body: &Value) -> Connection {
     let before = sim.in_engine();
     let mut connection = Connection::open(sim.address).await;
     connection
@@ -177,7 +183,7 @@ pub async fn begin_chat(sim: &Running, body: &Value) -> Connection {
 }
 
 /// Waits until the engine is empty.
-pub async fn drained(sim: &Running) {
+pub(crate) async fn drained(sim: &Running) {
     timeout(PATIENCE, sim.wait_for_requests(|count| *count == 0))
         .await
         .unwrap();
@@ -198,7 +204,7 @@ fn parse(text: &str) -> Answer {
 }
 
 /// Undoes chunked framing; a cut stream is marked.
-pub fn unchunk(mut body: &str) -> String {
+fn unchunk(mut body: &str) -> String {
     let mut whole = String::new();
     loop {
         let Some((size, rest)) = body.split_once("\r\n") else {
