@@ -11,7 +11,7 @@ use crate::{
 
 /// Simulator of a vLLM server.
 #[derive(Debug, Parser)]
-#[command(name = "engine_sim", version)]
+#[command(name = "engine_sim", version, args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Verb,
@@ -33,7 +33,7 @@ enum SchedulingPolicy {
 struct Serve {
     /// Model source: only a name here.
     model: String,
-    #[arg(long, num_args = 1..)]
+    #[arg(long, num_args = 1.., action = ArgAction::Set)]
     served_model_name: Vec<String>,
     #[arg(long, default_value = "0.0.0.0")]
     host: String,
@@ -60,7 +60,7 @@ struct Serve {
     max_num_queued_reqs: Option<u32>,
     #[arg(long)]
     max_num_queued_tokens: Option<u64>,
-    #[arg(long, num_args = 1.., env = "VLLM_API_KEY", hide_env_values = true)]
+    #[arg(long, num_args = 1.., action = ArgAction::Set, env = "VLLM_API_KEY", hide_env_values = true)]
     api_key: Vec<String>,
     #[arg(long)]
     enable_prompt_tokens_details: bool,
@@ -335,6 +335,13 @@ mod tests {
         let (options, _) = parse_line("serve m --scheduling-policy priority --api-key a b --block-size 32");
         assert_eq!((options.policy, options.block_size), (Policy::Priority, 32));
         assert_eq!(options.api_keys, ["a", "b"]);
+        let (options, _) =
+            parse_line("serve m --seed 1 --served-model-name a b --seed 2 --served-model-name c");
+        assert_eq!(
+            (options.seed, options.served_names),
+            (2, vec!["c".to_owned()]),
+            "the last one counts"
+        );
     }
 
     #[test]
