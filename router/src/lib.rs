@@ -3,3 +3,4 @@
 pub mod admin;
 pub mod fetch;
 pub mod metrics;
+pub mod sidecar;
