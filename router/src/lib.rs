@@ -1,5 +1,9 @@
-//! Weir's router in both roles: the gateway in front of a pool and the sidecar beside one engine. The two share the
+//! Weir's router in both roles: the gateway in front of pools and the sidecar in front of one engine. The two share the
 //! whole proxy path ([`proxy`]); what differs is who decides where a request goes.
 
-// gateway
+pub mod admin;
+pub mod fetch;
+pub mod gateway;
+pub mod metrics;
 pub mod proxy;
+pub mod sidecar;
