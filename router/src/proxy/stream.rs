@@ -7,7 +7,6 @@
 //!   regular end. A plain body cannot carry one: its connection is cut, which the client's HTTP library reports.
 
 use std::{
-    future::poll_fn,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -20,7 +19,7 @@ use tokio::time::{Instant, Sleep};
 use super::{
     inflight::{End, InFlight},
     respond::{ErrorShape, Refusal, ReplyBody},
-    upstream::{UpstreamBody, UpstreamError},
+    upstream::UpstreamBody,
     usage::{Scanner, Seen},
 };
 
@@ -69,10 +68,13 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Watches `body`; `lease` is told the first byte and the end.
+    /// Watches `body`, of which `first` is already here; `lease` is told the first byte and the end.
+    ///
+    /// Whoever wants to be able to send a request elsewhere waits for the first bytes itself (engines send the head at
+    /// once and the first byte with the first token), and only then hands the lease over.
     #[must_use]
-    pub fn new(expected: Expected, body: UpstreamBody, lease: InFlight) -> Self {
-        Self {
+    pub fn new(expected: Expected, body: UpstreamBody, first: Option<Bytes>, lease: InFlight) -> Self {
+        let mut observed = Self {
             expected,
             body,
             lease,
@@ -83,26 +85,13 @@ impl Observed {
             last: now(),
             timer: None,
             done: false,
+        };
+        if let Some(bytes) = first {
+            observed.lease.first_byte();
+            observed.scanner.feed(&bytes);
+            observed.first = Some(bytes);
         }
-    }
-
-    /// Waits until the first bytes (or the end of an empty body) are here, without giving them away: until then the
-    /// request can still be sent elsewhere.
-    ///
-    /// # Errors
-    /// The connection broke; the lease is not told yet.
-    pub async fn first_byte(&mut self) -> Result<(), UpstreamError> {
-        match poll_fn(|cx| self.body.poll_data(cx)).await {
-            Some(Ok(bytes)) => {
-                self.lease.first_byte();
-                self.last = now();
-                self.scanner.feed(&bytes);
-                self.first = Some(bytes);
-                Ok(())
-            }
-            Some(Err(error)) => Err(error),
-            None => Ok(()),
-        }
+        observed
     }
 
     /// What was seen so far.
