@@ -1,0 +1,7 @@
+//! Properties of the scheduler, over random schedules from printed seeds.
+
+mod order;
+mod schedules;
+mod spread;
+mod time;
+mod witness;
