@@ -150,6 +150,8 @@ labels!(
         Path = "path",
         /// The engine could not be reached or broke off.
         Engine = "engine",
+        /// The request could not be read.
+        Request = "request",
     }
 );
 labels!(

@@ -1,0 +1,57 @@
+//! Engine flags and environment variables that the operator or the sidecar sets, so that a pool may not.
+
+/// Flags refused in `spec.engine.args`, without the leading dashes, because `spec.model` says it. vLLM reads `_` as
+/// `-` in flag names, so both spellings of every flag here are refused.
+pub const MODEL_FLAGS: [&str; 4] = ["model", "model-path", "revision", "served-model-name"];
+
+/// Flags refused because the engine is reached by its sidecar alone, on 127.0.0.1, without TLS and keys.
+pub const ADDRESS_FLAGS: [&str; 14] = [
+    "admin-api-key",
+    "api-key",
+    "enable-http2",
+    "enable-ssl-refresh",
+    "grpc-port",
+    "headless",
+    "host",
+    "port",
+    "root-path",
+    "ssl-ca-certs",
+    "ssl-cert-reqs",
+    "ssl-certfile",
+    "ssl-keyfile",
+    "uds",
+];
+
+/// Flags refused because the operator sets what the router relies on: shutdown, sleep, usage details, metrics.
+pub const LIFECYCLE_FLAGS: [&str; 7] = [
+    "enable-cache-report",
+    "enable-metrics",
+    "enable-prompt-tokens-details",
+    "enable-sleep-mode",
+    "no-enable-prompt-tokens-details",
+    "shutdown-timeout",
+    "sse-keep-alive-interval",
+];
+
+/// Names refused in `spec.engine.env`; names beginning with [`ENV_PREFIX`] are refused too.
+pub const ENV: [&str; 13] = [
+    "HF_HOME",
+    "HF_TOKEN",
+    "HOME",
+    "HUGGING_FACE_HUB_TOKEN",
+    "SGLANG_TIMEOUT_KEEP_ALIVE",
+    "VLLM_API_KEY",
+    "VLLM_CACHE_ROOT",
+    "VLLM_ENGINE_READY_TIMEOUT_S",
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE",
+    "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH",
+    "VLLM_PORT",
+    "VLLM_SERVER_DEV_MODE",
+    "XDG_CACHE_HOME",
+];
+
+/// Environment names of the router, in every container that it may run in.
+pub const ENV_PREFIX: &str = "WEIR_";
+
+/// Key prefixes refused in `spec.podMetadata`, because the operator and the gateway select by them.
+pub const METADATA_PREFIXES: [&str; 3] = ["weir.dev/", "app.kubernetes.io/", "controller.kubernetes.io/"];
