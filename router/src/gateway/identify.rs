@@ -78,13 +78,17 @@ pub fn identify(evidence: Evidence<'_>, sources: &[IdentitySource]) -> Result<Op
     }
     for source in sources {
         let found = match source {
-            IdentitySource::Header(name) => header(evidence.headers, name)?.map(|id| (id, Source::Configured)),
+            IdentitySource::Header(name) => {
+                header(evidence.headers, name)?.map(|id| (id, Source::Configured))
+            }
             IdentitySource::Body(path) => body_path(evidence.body, path)?.map(|id| (id, Source::Configured)),
             IdentitySource::KnownClients => match explicit.clone() {
                 Some(explicit) => return Ok(Some(explicit)),
                 None => known_client(evidence)?.map(|known| (known.id, known.source)),
             },
-            IdentitySource::ConversationRoot => conversation_root(evidence).map(|root| (root.id, root.source)),
+            IdentitySource::ConversationRoot => {
+                conversation_root(evidence).map(|root| (root.id, root.source))
+            }
         };
         if let Some((id, source)) = found {
             return Ok(Some(Identity { id, source }));

@@ -195,12 +195,20 @@ mod tests {
     #[test]
     fn wishes_are_clamped_to_the_ceiling() {
         let check = |yaml: &str, asked: Option<&str>, expected: Class| {
-            assert_eq!(request(&policy(yaml), asked, None).class, expected, "{yaml} {asked:?}");
+            assert_eq!(
+                request(&policy(yaml), asked, None).class,
+                expected,
+                "{yaml} {asked:?}"
+            );
         };
         check("", None, Class::Standard);
         check("", Some("interactive"), Class::Standard);
         check("", Some("BATCH"), Class::Batch);
-        check("priority: {ceiling: Interactive}", Some("interactive"), Class::Interactive);
+        check(
+            "priority: {ceiling: Interactive}",
+            Some("interactive"),
+            Class::Interactive,
+        );
         check("priority: {ceiling: Interactive}", None, Class::Standard);
         check("priority: {class: Batch}", Some("standard"), Class::Batch);
     }
@@ -208,7 +216,13 @@ mod tests {
     #[test]
     fn weight_can_only_be_lowered() {
         let heavy = policy("priority: {weight: 8}");
-        for (asked, expected) in [(None, 8), (Some(0.5), 4), (Some(100.0), 8), (Some(0.0001), 1), (Some(f64::NAN), 1)] {
+        for (asked, expected) in [
+            (None, 8),
+            (Some(0.5), 4),
+            (Some(100.0), 8),
+            (Some(0.0001), 1),
+            (Some(f64::NAN), 1),
+        ] {
             assert_eq!(request(&heavy, None, asked).weight, expected, "{asked:?}");
         }
     }

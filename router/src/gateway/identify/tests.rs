@@ -10,7 +10,12 @@ fn find(
 ) -> Result<Option<Identity>, Refusal> {
     let headers: HeaderMap = headers
         .iter()
-        .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
+        .map(|(name, value)| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_str(value).unwrap(),
+            )
+        })
         .collect();
     let ask = parse(body.as_bytes(), 64)?;
     let evidence = Evidence {
@@ -25,23 +30,37 @@ fn id(headers: &[(&'static str, &str)], body: &str) -> Option<String> {
     find(headers, body, &[]).unwrap().map(|identity| identity.id)
 }
 
-const TURN: &str = r#"{"model":"m","messages":[{"role":"system","content":"s"},{"role":"user","content":"hello"}"#;
+const TURN: &str =
+    r#"{"model":"m","messages":[{"role":"system","content":"s"},{"role":"user","content":"hello"}"#;
 
 #[test]
 fn sources_hold_in_their_order() {
-    let body = r#"{"model":"m","workflow_metadata":{"workflow_id":"body"},"user":"u","prompt_cache_key":"k"}"#;
+    let body =
+        r#"{"model":"m","workflow_metadata":{"workflow_id":"body"},"user":"u","prompt_cache_key":"k"}"#;
     let plain = r#"{"model":"m","user":"u"}"#;
     let check = |headers: &[(&'static str, &str)], body: &str, expected: &str| {
         assert_eq!(id(headers, body).as_deref(), Some(expected));
     };
-    check(&[("x-weir-workflow-id", "head"), ("x-session-id", "s")], body, "head");
+    check(
+        &[("x-weir-workflow-id", "head"), ("x-session-id", "s")],
+        body,
+        "head",
+    );
     check(&[("x-session-id", "s")], body, "body");
     check(&[("x-session-id", "s")], plain, "s");
-    check(&[("x-claude-code-session-id", "c"), ("x-session-id", "s")], plain, "c");
+    check(
+        &[("x-claude-code-session-id", "c"), ("x-session-id", "s")],
+        plain,
+        "c",
+    );
     check(&[], plain, "u");
     check(&[], r#"{"user":"u","metadata":{"session_id":"m"}}"#, "m");
     check(&[], r#"{"user":"u","metadata":{"session_id":7}}"#, "u");
-    check(&[], r#"{"prompt_cache_key":"k","vllm_xargs":{"agentic_context":"x"}}"#, "x");
+    check(
+        &[],
+        r#"{"prompt_cache_key":"k","vllm_xargs":{"agentic_context":"x"}}"#,
+        "x",
+    );
 }
 
 #[test]
@@ -63,7 +82,9 @@ fn configured_sources_replace_the_built_in_order() {
 fn bad_ids_are_refused_by_field() {
     let long = "x".repeat(257);
     let check = |headers: &[(&'static str, &str)], body: &str, field: &str| match find(headers, body, &[]) {
-        Err(Refusal::Invalid { param: Some(param), .. }) => assert_eq!(param, field),
+        Err(Refusal::Invalid {
+            param: Some(param), ..
+        }) => assert_eq!(param, field),
         other => panic!("{body}: {other:?}"),
     };
     check(&[("x-weir-workflow-id", &long)], "{}", "x-weir-workflow-id");
@@ -72,10 +93,22 @@ fn bad_ids_are_refused_by_field() {
     check(&[("x-session-id", &long)], "{}", "x-session-id");
     let body = |field: &str, id: &str| format!("{{\"workflow_metadata\":{{\"{field}\":\"{id}\"}}}}");
     for field in ["workflow_id", "agent_id", "parent_request_id"] {
-        check(&[], &body(field, &"y".repeat(1 << 20)), &format!("workflow_metadata.{field}"));
+        check(
+            &[],
+            &body(field, &"y".repeat(1 << 20)),
+            &format!("workflow_metadata.{field}"),
+        );
     }
-    check(&[], &body("workflow_id", "a\\nb"), "workflow_metadata.workflow_id");
-    check(&[], &format!("{{\"prompt_cache_key\":\"{long}\"}}"), "prompt_cache_key");
+    check(
+        &[],
+        &body("workflow_id", "a\\nb"),
+        "workflow_metadata.workflow_id",
+    );
+    check(
+        &[],
+        &format!("{{\"prompt_cache_key\":\"{long}\"}}"),
+        "prompt_cache_key",
+    );
     assert_eq!(id(&[], &format!("{{\"user\":\"{long}\"}}")), None);
     assert!(id(&[("x-weir-workflow-id", &"é".repeat(128))], "{}").is_some());
 }
@@ -83,12 +116,23 @@ fn bad_ids_are_refused_by_field() {
 #[test]
 fn every_turn_of_a_conversation_has_the_same_root() {
     let first = id(&[], &format!("{TURN}]}}")).unwrap();
-    let later = id(&[], &format!("{TURN},{{\"role\":\"assistant\",\"content\":\"a\"}},{{\"role\":\"user\",\"content\":\"b\"}}]}}"));
+    let later = id(
+        &[],
+        &format!(
+            "{TURN},{{\"role\":\"assistant\",\"content\":\"a\"}},{{\"role\":\"user\",\"content\":\"b\"}}]}}"
+        ),
+    );
     assert!(first.starts_with("root-") && first.len() == 37);
     assert_eq!(later.as_deref(), Some(first.as_str()));
     let other = id(&[], &format!("{}]}}", TURN.replace("hello", "hi")));
     assert_ne!(other.as_deref(), Some(first.as_str()));
     assert_eq!(id(&[], r#"{"model":"m","prompt":"p"}"#), None);
-    assert_eq!(id(&[], r#"{"model":"m","messages":[{"role":"system","content":"s"}]}"#), None);
+    assert_eq!(
+        id(
+            &[],
+            r#"{"model":"m","messages":[{"role":"system","content":"s"}]}"#
+        ),
+        None
+    );
     assert!(id(&[], r#"{"model":"m","input":"question","instructions":"i"}"#).is_some());
 }
