@@ -22,7 +22,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{net::TcpListener, task::JoinSet, time::Instant};
+use tokio::{
+    net::TcpListener,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 use weir_wire::config::{EngineKind, Limits, Timeouts};
 
@@ -192,6 +196,10 @@ impl Sidecar {
             // Watching has no end of its own.
             let _ = watch_stop.run_until_cancelled(engine.run()).await;
         });
+        let (upstream, sweep_stop) = (Arc::clone(&self.passage.upstream), admin_stop.clone());
+        beside.spawn(async move {
+            let _ = sweep_stop.run_until_cancelled(sweep(&upstream)).await;
+        });
         let timeouts = Timeouts {
             drain: self.drain_timeout.into(),
             ..Timeouts::default()
@@ -207,6 +215,14 @@ impl Sidecar {
             }
         }
         served.map_err(SidecarError::Serve)
+    }
+}
+
+/// Closes idle connections before the engine does.
+async fn sweep(upstream: &Upstream) {
+    loop {
+        sleep(Duration::from_secs(1)).await;
+        upstream.sweep();
     }
 }
 

@@ -90,7 +90,6 @@ impl Followed {
     pub(super) fn forget(self) {
         self.stop.cancel();
         self.line.close();
-        self.line.pool.notify(Event::EndpointGone(self.line.id));
         self.line.pool.remove_endpoint(self.line.id);
     }
 }
