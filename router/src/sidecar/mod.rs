@@ -112,12 +112,11 @@ impl Sidecar {
     ///
     /// # Errors
     /// [`SidecarError`] when the token or a port cannot be used.
-    #[expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
     pub async fn bind(settings: Settings, metrics: Arc<Metrics>) -> Result<Self, SidecarError> {
         let token = settings.token_file.map(TokenFile::open).transpose()?;
         let traffic = listen(settings.listen).await?;
         let admin = listen(settings.admin_listen).await?;
-        let origin = Instant::now();
+        let origin = now();
         let activity = Activity::new(origin);
         let cap = Cap::new(settings.concurrency.unwrap_or(AUTO_CONCURRENCY));
         let homes = Arc::new(HomeMemory::new());
@@ -230,6 +229,12 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, SidecarError> {
     TcpListener::bind(address)
         .await
         .map_err(|source| SidecarError::Listen { address, source })
+}
+
+/// The one clock of the sidecar.
+#[expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
+pub(crate) fn now() -> Instant {
+    Instant::now()
 }
 
 /// New at every start of a process.

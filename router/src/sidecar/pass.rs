@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, Method, Request, header, uri::PathAndQuery};
 use hyper::body::Incoming;
-use tokio::time::Instant;
 use weir_wire::{WorkflowKey, config::Limits, headers as names};
 
 use super::{
     cap::{Cap, Place},
     drain::{Activity, Presence},
     homes::HomeMemory,
+    now,
 };
 use crate::{
     metrics::{Metrics, SidecarRefusal},
@@ -55,7 +55,6 @@ impl Observer for Turn {
         self.begun = true;
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
     fn finished(&mut self, end: End, seen: &Seen) {
         let Some(key) = self.key else { return };
         let served = match end {
@@ -68,7 +67,7 @@ impl Observer for Turn {
             let tokens = seen
                 .usage
                 .map(|usage| usage.prompt_tokens.saturating_add(usage.completion_tokens));
-            self.homes.record(key, tokens, Instant::now());
+            self.homes.record(key, tokens, now());
         }
     }
 }

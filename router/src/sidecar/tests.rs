@@ -84,13 +84,13 @@ impl Stub {
             let stub = Arc::clone(&self);
             let service = service_fn(move |request| {
                 let stub = Arc::clone(&stub);
-                async move { Ok::<_, Infallible>(stub.answer(request)) }
+                async move { Ok::<_, Infallible>(stub.answer(&request)) }
             });
             connections.spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
         }
     }
 
-    fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<StubBody> {
+    fn answer(self: Arc<Self>, request: &Request<Incoming>) -> Response<StubBody> {
         let whole = |status, text: String| {
             let mut response = Response::new(Full::new(Bytes::from(text)).boxed_unsync());
             *response.status_mut() = status;
