@@ -4,6 +4,7 @@
 //! first byte on, in the answer's body; a client that leaves drops either, and with it the place at the endpoint, the
 //! upstream connection and the share of the byte budget.
 
+pub mod file;
 pub mod fixed;
 mod forward;
 pub mod identify;
