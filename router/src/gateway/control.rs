@@ -11,7 +11,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use weir_wire::control::{EVENTS, Order, OrderRequest};
 
-use super::{endpoints::Readiness, pools::Pools};
+use super::{endpoints::Readiness, pools::Pools, scheduler::OrderError};
 use crate::{
     admin::{Access, AdminBody, Call, Routes, json, text},
     metrics::{Metrics, OrderResult},
@@ -85,15 +85,23 @@ impl Control {
             Err(problem) => return (OrderResult::Invalid, text(StatusCode::BAD_REQUEST, problem)),
         };
         let Some(pool) = self.pools.by_name(pool) else {
-            return (OrderResult::UnknownPool, text(StatusCode::NOT_FOUND, "no such pool\n"));
+            return unknown();
         };
         tracing::debug!(pool = %pool.name(), epoch = request.epoch, order = ?request.order, "order");
         match pool.order(request.epoch, request.order).await {
             Ok(answer) => {
-                let result = if answer.done { OrderResult::Done } else { OrderResult::NotDone };
+                let result = if answer.done {
+                    OrderResult::Done
+                } else {
+                    OrderResult::NotDone
+                };
                 (result, json(StatusCode::OK, &answer))
             }
-            Err(stale) => (OrderResult::Stale, text(StatusCode::CONFLICT, format!("{stale}\n"))),
+            Err(error @ OrderError::Stale { .. }) => (
+                OrderResult::Stale,
+                text(StatusCode::CONFLICT, format!("{error}\n")),
+            ),
+            Err(OrderError::Gone) => unknown(),
         }
     }
 }
@@ -102,6 +110,13 @@ impl Control {
 fn ordered_pool(path: &str) -> Option<&str> {
     let pool = path.strip_prefix("/control/v1/pools/")?.strip_suffix("/orders")?;
     (!pool.is_empty() && !pool.contains('/')).then_some(pool)
+}
+
+fn unknown() -> (OrderResult, Response<AdminBody>) {
+    (
+        OrderResult::UnknownPool,
+        text(StatusCode::NOT_FOUND, "no such pool\n"),
+    )
 }
 
 /// An order within its bounds, or what is wrong with it.

@@ -49,6 +49,8 @@ pub struct Discovery {
     pub pools: Arc<Pools>,
     /// For asking sidecars.
     pub token: TokenFile,
+    /// The sidecars' admin port ([`ports::ADMIN`]).
+    pub sidecar_port: u16,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// What the readiness probe waits for.
@@ -75,7 +77,8 @@ impl Discovery {
             names::label::COMPONENT,
             names::component::ENGINE
         );
-        let mut events = std::pin::pin!(watcher(api, watcher::Config::default().labels(&selector)).default_backoff());
+        let mut events =
+            std::pin::pin!(watcher(api, watcher::Config::default().labels(&selector)).default_backoff());
         let mut changes = self.pools.changes();
         let mut pods = Pods::default();
         let mut following = Following::new(self);
@@ -104,7 +107,10 @@ impl Discovery {
     }
 
     fn watch_failed(&self, what: Watched, error: &watcher::Error) {
-        self.metrics.watch_errors.with_label_values(&[what.as_str()]).inc();
+        self.metrics
+            .watch_errors
+            .with_label_values(&[what.as_str()])
+            .inc();
         tracing::warn!(resource = what.as_str(), error = %error, "watch failed, trying again");
     }
 }
@@ -142,7 +148,10 @@ impl<'a> Following<'a> {
         for change in observe::advance(&mut self.targets, pods.wanted(&pools)) {
             self.carry_out(change);
         }
-        self.discovery.metrics.pods_followed.set(self.followed.len() as i64);
+        self.discovery
+            .metrics
+            .pods_followed
+            .set(self.followed.len() as i64);
         let readiness = &self.discovery.readiness;
         if pods.is_complete() {
             readiness.pods_listed();
@@ -176,7 +185,9 @@ impl<'a> Following<'a> {
     }
 
     fn follow(&mut self, target: Target) {
-        let Some(pool) = self.discovery.pools.by_name(&target.pool) else { return };
+        let Some(pool) = self.discovery.pools.by_name(&target.pool) else {
+            return;
+        };
         let id = set_endpoint(&pool, &target);
         tracing::info!(pod = %target.name, pool = %target.pool, address = %target.address, "following pod");
         let (followed, follow) = Follow::new(pool, id, &target, self.discovery);
@@ -187,7 +198,9 @@ impl<'a> Following<'a> {
 
     /// Once, when configuration and pods are known: readiness waits until each follower has asked its pod.
     fn await_first_answers(&mut self) {
-        let Some((sender, mut answers)) = self.first.take() else { return };
+        let Some((sender, mut answers)) = self.first.take() else {
+            return;
+        };
         drop(sender);
         let readiness = Arc::clone(&self.discovery.readiness);
         self.tasks.spawn(async move {

@@ -32,7 +32,13 @@ pub(super) enum HomesError {
 
 /// The workflows that the sidecar at `address` (its admin port) remembers.
 pub(super) async fn ask(address: SocketAddr, bearer: Option<HeaderValue>) -> Result<Remembered, HomesError> {
-    let what = Get { address, target: HOMES, bearer, max_bytes: MAX_BYTES, within: PATIENCE };
+    let what = Get {
+        address,
+        target: HOMES,
+        bearer,
+        max_bytes: MAX_BYTES,
+        within: PATIENCE,
+    };
     let (status, body) = get(what).await?;
     if status != StatusCode::OK {
         return Err(HomesError::Status(status));
@@ -43,7 +49,11 @@ pub(super) async fn ask(address: SocketAddr, bearer: Option<HeaderValue>) -> Res
 fn read(body: &[u8]) -> Result<Remembered, HomesError> {
     let list: Homes = serde_json::from_slice(body)?;
     let homes = list.homes.into_iter().take(MAX_HOMES).map(|home| {
-        (Workflow(*home.key.as_bytes()), home.tokens, Duration::from_millis(home.last_use_age_ms))
+        (
+            Workflow(*home.key.as_bytes()),
+            home.tokens,
+            Duration::from_millis(home.last_use_age_ms),
+        )
     });
     Ok(homes.collect())
 }
@@ -57,9 +67,18 @@ mod tests {
     #[test]
     fn a_sidecars_list_is_read_back() {
         let key = WorkflowKey::derive("t", "p", "w");
-        let list = Homes { homes: vec![Home { key, tokens: Some(7), last_use_age_ms: 1500 }] };
+        let list = Homes {
+            homes: vec![Home {
+                key,
+                tokens: Some(7),
+                last_use_age_ms: 1500,
+            }],
+        };
         let homes = read(&serde_json::to_vec(&list).unwrap()).unwrap();
-        assert_eq!(homes, [(Workflow(*key.as_bytes()), Some(7), Duration::from_millis(1500))]);
+        assert_eq!(
+            homes,
+            [(Workflow(*key.as_bytes()), Some(7), Duration::from_millis(1500))]
+        );
         assert!(matches!(read(b"{}"), Err(HomesError::Malformed(_))));
     }
 }

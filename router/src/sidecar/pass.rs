@@ -136,7 +136,15 @@ impl Passage {
                 return Err(Refusal::EngineFailed);
             }
         };
-        let (mut head, body) = answer.into_parts();
+        let (mut head, mut body) = answer.into_parts();
+        let first = match body.data().await.transpose() {
+            Ok(first) => first,
+            Err(error) => {
+                tracing::debug!(error = %error, "engine broke off before its first byte");
+                lease.finish(End::Failed, &Seen::default());
+                return Err(Refusal::EngineFailed);
+            }
+        };
         let kind = head
             .headers
             .get(header::CONTENT_TYPE)
@@ -147,12 +155,7 @@ impl Passage {
             shape,
             idle: SILENCE,
         };
-        let mut observed = Observed::new(expected, body, lease);
-        if let Err(error) = observed.first_byte().await {
-            tracing::debug!(error = %error, "engine broke off before its first byte");
-            observed.abandon(End::Failed);
-            return Err(Refusal::EngineFailed);
-        }
+        let observed = Observed::new(expected, body, first, lease);
         head.headers = headers::for_client(&head.headers);
         Ok(Reply::from_parts(head, observed.into_reply_body()))
     }

@@ -72,12 +72,9 @@ impl Events {
                     changed.ok()?;
                     self.look_again();
                 }
-                (pool, state) = next_state(&mut self.watched) => match state {
-                    Some(state) => self.due.push_back(Event::Pool(Box::new(state))),
-                    None => {
-                        self.watched.remove(&pool);
-                    }
-                },
+                state = next_state(&mut self.watched) => {
+                    self.due.extend(state.map(|state| Event::Pool(Box::new(state))));
+                }
                 _ = self.heartbeat.tick() => self.due.push_back(Event::Heartbeat),
             }
         }
@@ -95,14 +92,22 @@ impl Events {
             });
             self.config_hash = Some(config_hash);
         }
-        let now: BTreeMap<String, watch::Receiver<Arc<PoolState>>> =
-            self.pools.list().into_iter().map(|pool| (pool.name().to_owned(), pool.states())).collect();
+        let now: BTreeMap<String, watch::Receiver<Arc<PoolState>>> = self
+            .pools
+            .list()
+            .into_iter()
+            .map(|pool| (pool.name().to_owned(), pool.states()))
+            .collect();
         for pool in self.watched.keys().filter(|pool| !now.contains_key(*pool)) {
             self.due.push_back(Event::PoolRemoved { pool: pool.clone() });
         }
         self.watched.retain(|pool, _| now.contains_key(pool));
         for (pool, mut states) in now {
-            if self.watched.get(&pool).is_some_and(|known| known.same_channel(&states)) {
+            if self
+                .watched
+                .get(&pool)
+                .is_some_and(|known| known.same_channel(&states))
+            {
                 continue;
             }
             let state = PoolState::clone(&states.borrow_and_update());
@@ -112,23 +117,21 @@ impl Events {
     }
 }
 
-/// The next pool whose state changed, with the state; without one when the pool's scheduler ended.
-async fn next_state(
-    watched: &mut BTreeMap<String, watch::Receiver<Arc<PoolState>>>,
-) -> (String, Option<PoolState>) {
-    if watched.is_empty() {
+/// The next state that changed; `None` when a pool's scheduler ended, which [`Events::look_again`] will tell of.
+async fn next_state(watched: &mut BTreeMap<String, watch::Receiver<Arc<PoolState>>>) -> Option<PoolState> {
+    let living = watched.values_mut().filter(|states| states.has_changed().is_ok());
+    let waiting: Vec<Pin<Box<dyn Future<Output = _> + Send>>> = living
+        .map(|states| {
+            let change: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move {
+                states.changed().await.ok()?;
+                Some(PoolState::clone(&states.borrow_and_update()))
+            });
+            change
+        })
+        .collect();
+    if waiting.is_empty() {
         return future::pending().await;
     }
-    let waiting = watched.iter_mut().map(|(pool, states)| {
-        let change: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move {
-            let state = match states.changed().await {
-                Ok(()) => Some(PoolState::clone(&states.borrow_and_update())),
-                Err(_) => None,
-            };
-            (pool.clone(), state)
-        });
-        change
-    });
     select_all(waiting).await.0
 }
 

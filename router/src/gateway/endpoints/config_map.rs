@@ -40,25 +40,27 @@ impl Discovery {
                 (ConfigResult::Refused, 0)
             }
         };
-        self.metrics.config_loads.with_label_values(&[result.as_str()]).inc();
+        self.metrics
+            .config_loads
+            .with_label_values(&[result.as_str()])
+            .inc();
         self.metrics.config_current.set(current);
     }
 
     /// `false` when it is in force already.
     fn put_in_force(&self, map: &ConfigMap) -> Result<bool, ConfigError> {
-        let document = map.data.as_ref().and_then(|data| data.get(FILE_KEY)).ok_or_else(|| {
-            ConfigError::Parse(format!("the ConfigMap has no key {FILE_KEY}"))
-        })?;
+        let document = map
+            .data
+            .as_ref()
+            .and_then(|data| data.get(FILE_KEY))
+            .ok_or_else(|| ConfigError::Parse(format!("the ConfigMap has no key {FILE_KEY}")))?;
         let config = GatewayConfig::parse(document)?;
-        let hash = config.hash()?;
-        if self.readiness.is_configured() && self.pools.config_hash() == hash {
-            return Ok(false);
-        }
         let pools = config.pools.len();
-        // Marked first, so that whoever is told of the new pools already finds the gateway configured.
+        let changed = self.pools.apply(config)?;
         self.readiness.configured();
-        self.pools.apply(config);
-        tracing::info!(hash = %hash, pools, "configuration in force");
-        Ok(true)
+        if changed {
+            tracing::info!(hash = %self.pools.config_hash(), pools, "configuration in force");
+        }
+        Ok(changed)
     }
 }

@@ -14,10 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weir_schedule::{EndpointId, Event};
-use weir_wire::{
-    ports,
-    sidecar::{EngineState, STATE},
-};
+use weir_wire::sidecar::{EngineFigures, EngineState, STATE};
 
 use super::{
     Discovery,
@@ -27,7 +24,10 @@ use super::{
 use crate::{
     admin::TokenFile,
     fetch::{FetchError, Get, get},
-    gateway::{homes, scheduler::PoolHandle},
+    gateway::{
+        homes,
+        scheduler::{EngineLoad, PoolHandle},
+    },
     metrics::{Metrics, PollResult},
 };
 
@@ -107,8 +107,17 @@ pub(super) struct Follow {
 }
 
 impl Follow {
-    pub(super) fn new(pool: PoolHandle, id: EndpointId, target: &Target, from: &Discovery) -> (Followed, Self) {
-        let line = Arc::new(Line { pool, id, open: Mutex::new(true) });
+    pub(super) fn new(
+        pool: PoolHandle,
+        id: EndpointId,
+        target: &Target,
+        from: &Discovery,
+    ) -> (Followed, Self) {
+        let line = Arc::new(Line {
+            pool,
+            id,
+            open: Mutex::new(true),
+        });
         let (sender, kubelet) = watch::channel(target.ready);
         let stop = CancellationToken::new();
         let followed = Followed {
@@ -130,20 +139,20 @@ impl Follow {
     }
 
     /// Follows until stopped. `asked` is dropped after the first poll.
-    pub(super) async fn run(mut self, asked: Option<mpsc::Sender<()>>) {
+    pub(super) async fn run(self, asked: Option<mpsc::Sender<()>>) {
         let stop = self.stop.clone();
         // Dropping the future drops the poll with it.
         let _ = stop.run_until_cancelled(self.polls(asked)).await;
     }
 
-    async fn polls(&mut self, mut asked: Option<mpsc::Sender<()>>) {
-        let mut follower = Follower::new(*self.kubelet.borrow_and_update());
+    async fn polls(&self, mut asked: Option<mpsc::Sender<()>>) {
+        let mut kubelet = self.kubelet.clone();
+        let mut follower = Follower::new(*kubelet.borrow_and_update());
         let mut failures = 0;
         loop {
             let polled = tokio::select! {
                 polled = self.poll(follower.after()) => polled,
-                ready = changed(&mut self.kubelet.clone()) => {
-                    self.kubelet.mark_unchanged();
+                ready = changed(&mut kubelet) => {
                     self.tell(follower.kubelet(ready)).await;
                     continue;
                 }
@@ -151,17 +160,22 @@ impl Follow {
             let pause = match polled {
                 Ok(state) => {
                     failures = 0;
-                    self.line.pool.set_figures(self.line.id, state.engine);
+                    self.line
+                        .pool
+                        .set_engine_load(self.line.id, state.engine.as_ref().map(load));
                     self.tell(follower.answered(&state)).await;
                     GAP
                 }
                 Err(silence) => {
                     failures += 1;
+                    if failures == 1 && silence == Silence::Unclear {
+                        tracing::warn!(uid = %self.uid, "sidecar does not tell its state, the kubelet decides");
+                    }
                     self.tell(follower.silent(silence)).await;
                     pause(&self.uid, failures)
                 }
             };
-            asked = None;
+            drop(asked.take());
             sleep(pause).await;
         }
     }
@@ -171,7 +185,10 @@ impl Follow {
         for tell in tells {
             match tell {
                 Tell::Homes => self.tell_homes().await,
-                Tell::Ready(concurrency) => self.line.tell(Event::EndpointReady { endpoint, concurrency }),
+                Tell::Ready(concurrency) => self.line.tell(Event::EndpointReady {
+                    endpoint,
+                    concurrency,
+                }),
                 Tell::NotReady => self.line.tell(Event::EndpointNotReady(endpoint)),
             }
         }
@@ -182,7 +199,10 @@ impl Follow {
             Ok(homes) if homes.is_empty() => {}
             Ok(homes) => {
                 tracing::info!(uid = %self.uid, workflows = homes.len(), "pod remembers workflows");
-                self.line.tell(Event::Remembered { endpoint: self.line.id, homes });
+                self.line.tell(Event::Remembered {
+                    endpoint: self.line.id,
+                    homes,
+                });
             }
             Err(error) => tracing::warn!(uid = %self.uid, error = %error, "pod's workflows are unknown"),
         }
@@ -201,12 +221,12 @@ impl Follow {
             Ok((StatusCode::OK, body)) => match serde_json::from_slice(&body) {
                 Ok(state) => (PollResult::Answered, Ok(state)),
                 Err(error) => {
-                    tracing::warn!(uid = %self.uid, error = %error, "sidecar's state is malformed");
+                    tracing::debug!(uid = %self.uid, error = %error, "sidecar's state is malformed");
                     (PollResult::Failed, Err(Silence::Unclear))
                 }
             },
             Ok((status, _)) => {
-                tracing::warn!(uid = %self.uid, status = status.as_u16(), "sidecar refused to tell its state");
+                tracing::debug!(uid = %self.uid, status = status.as_u16(), "sidecar refused to tell its state");
                 (PollResult::Failed, Err(Silence::Unclear))
             }
             Err(FetchError::Refused) => (PollResult::Refused, Err(Silence::Refused)),
@@ -215,8 +235,19 @@ impl Follow {
                 (PollResult::Failed, Err(Silence::Unclear))
             }
         };
-        self.metrics.sidecar_polls.with_label_values(&[result.as_str()]).inc();
+        self.metrics
+            .sidecar_polls
+            .with_label_values(&[result.as_str()])
+            .inc();
         ended
+    }
+}
+
+/// What the pool shows of an engine's own figures.
+fn load(figures: &EngineFigures) -> EngineLoad {
+    EngineLoad {
+        busy: figures.running.saturating_add(figures.waiting),
+        kv_usage: figures.kv_usage,
     }
 }
 
@@ -231,7 +262,9 @@ async fn changed(kubelet: &mut watch::Receiver<bool>) -> bool {
 /// Doubles from failure to failure up to the longest pause, less up to a half that differs by pod and failure.
 fn pause(uid: &str, failures: u32) -> Duration {
     let (first, longest) = PAUSES;
-    let whole = first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(longest);
+    let whole = first
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
+        .min(longest);
     let mut hasher = DefaultHasher::new();
     (uid, failures).hash(&mut hasher);
     let thousandths = (hasher.finish() % 500) as u32;
@@ -240,6 +273,8 @@ fn pause(uid: &str, failures: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -249,6 +284,7 @@ mod tests {
             let whole = PAUSES.0.saturating_mul(1 << (failures - 1).min(16)).min(PAUSES.1);
             assert!(pause <= whole && pause > whole / 2, "{failures}: {pause:?}");
         }
-        assert_ne!(pause("a", 9), pause("b", 9));
+        let distinct: HashSet<Duration> = ["a", "b", "c", "d"].map(|uid| pause(uid, 9)).into();
+        assert!(distinct.len() > 1, "{distinct:?}");
     }
 }

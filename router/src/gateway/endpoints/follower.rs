@@ -40,7 +40,10 @@ pub(super) struct Follower {
 
 impl Follower {
     pub(super) fn new(kubelet: bool) -> Self {
-        Self { kubelet, ..Self::default() }
+        Self {
+            kubelet,
+            ..Self::default()
+        }
     }
 
     /// The version after which the sidecar is asked for news; 0 when any state is news.
@@ -128,7 +131,10 @@ mod tests {
         assert_eq!(pod.after(), 0);
         check(&pod.answered(&state("i", 1, false, 8)), &[]);
         assert_eq!(pod.after(), 1);
-        check(&pod.answered(&state("i", 2, true, 8)), &[Tell::Homes, Tell::Ready(8)]);
+        check(
+            &pod.answered(&state("i", 2, true, 8)),
+            &[Tell::Homes, Tell::Ready(8)],
+        );
         check(&pod.answered(&state("i", 3, true, 8)), &[]);
         check(&pod.answered(&state("i", 4, true, 16)), &[Tell::Ready(16)]);
         check(&pod.answered(&state("i", 5, false, 16)), &[Tell::NotReady]);
@@ -139,10 +145,16 @@ mod tests {
     #[test]
     fn a_restarted_sidecar_is_heard_from_its_first_version_and_asked_for_homes_again() {
         let mut pod = Follower::new(true);
-        check(&pod.answered(&state("i", 40, true, 8)), &[Tell::Homes, Tell::Ready(8)]);
+        check(
+            &pod.answered(&state("i", 40, true, 8)),
+            &[Tell::Homes, Tell::Ready(8)],
+        );
         check(&pod.silent(Silence::Refused), &[Tell::NotReady]);
         assert_eq!(pod.after(), 0);
-        check(&pod.answered(&state("j", 2, true, 8)), &[Tell::Homes, Tell::Ready(8)]);
+        check(
+            &pod.answered(&state("j", 2, true, 8)),
+            &[Tell::Homes, Tell::Ready(8)],
+        );
         assert_eq!(pod.after(), 2);
     }
 
@@ -152,7 +164,10 @@ mod tests {
         check(&pod.silent(Silence::Unclear), &[Tell::Ready(UNKNOWN_CONCURRENCY)]);
         check(&pod.kubelet(false), &[Tell::NotReady]);
         check(&pod.kubelet(true), &[Tell::Ready(UNKNOWN_CONCURRENCY)]);
-        check(&pod.answered(&state("i", 1, true, 8)), &[Tell::Homes, Tell::Ready(8)]);
+        check(
+            &pod.answered(&state("i", 1, true, 8)),
+            &[Tell::Homes, Tell::Ready(8)],
+        );
         check(&pod.silent(Silence::Unclear), &[]);
         check(&pod.silent(Silence::Refused), &[Tell::NotReady]);
         check(&pod.kubelet(false), &[]);

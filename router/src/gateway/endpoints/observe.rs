@@ -8,6 +8,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher::Event;
+use weir_crds::names::label;
 
 /// Most pods followed by one gateway: 16 for each of the pools it may have.
 const MAX_FOLLOWED: usize = 4096;
@@ -34,16 +35,20 @@ impl PodView {
         let labels = pod.metadata.labels.as_ref()?;
         let status = pod.status.as_ref();
         let phase = status.and_then(|status| status.phase.as_deref());
-        let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let conditions = status
+            .and_then(|status| status.conditions.as_deref())
+            .unwrap_or_default();
         Some(Self {
             uid: pod.metadata.uid.clone()?,
             name: pod.metadata.name.clone()?,
-            pool: labels.get(super::POOL_LABEL)?.clone(),
-            pool_uid: labels.get(super::POOL_UID_LABEL)?.clone(),
+            pool: labels.get(label::POOL)?.clone(),
+            pool_uid: labels.get(label::POOL_UID)?.clone(),
             address: status.and_then(|status| status.pod_ip.as_deref()?.parse().ok()),
             leaving: pod.metadata.deletion_timestamp.is_some(),
             ended: matches!(phase, Some("Succeeded" | "Failed")),
-            ready: conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True"),
+            ready: conditions
+                .iter()
+                .any(|it| it.type_ == "Ready" && it.status == "True"),
         })
     }
 }
@@ -89,7 +94,10 @@ impl Pods {
     }
 
     fn remove(&mut self, pod: &Pod) -> bool {
-        pod.metadata.uid.as_ref().is_some_and(|uid| self.known.remove(uid).is_some())
+        pod.metadata
+            .uid
+            .as_ref()
+            .is_some_and(|uid| self.known.remove(uid).is_some())
     }
 
     /// A list was complete at least once.
@@ -99,7 +107,10 @@ impl Pods {
 
     /// The pods that are endpoints of the given pools (name to UID).
     pub(super) fn wanted(&self, pools: &BTreeMap<String, String>) -> BTreeMap<String, Target> {
-        let ours = self.known.values().filter(|pod| pools.get(&pod.pool) == Some(&pod.pool_uid) && !pod.ended);
+        let ours = self
+            .known
+            .values()
+            .filter(|pod| pools.get(&pod.pool) == Some(&pod.pool_uid) && !pod.ended);
         ours.filter_map(|pod| {
             let target = Target {
                 uid: pod.uid.clone(),

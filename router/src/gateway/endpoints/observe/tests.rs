@@ -43,7 +43,11 @@ struct World {
 impl World {
     fn new() -> Self {
         let pools = BTreeMap::from([("p".to_owned(), "pu".to_owned())]);
-        Self { pods: Pods::default(), followed: BTreeMap::new(), pools }
+        Self {
+            pods: Pods::default(),
+            followed: BTreeMap::new(),
+            pools,
+        }
     }
 
     /// Applies events and compares the changes, written as `verb uid`.
@@ -69,7 +73,10 @@ impl World {
 
 fn list(pods: Vec<Pod>) -> Vec<Event<Pod>> {
     let listed = pods.into_iter().map(Event::InitApply);
-    std::iter::once(Event::Init).chain(listed).chain([Event::InitDone]).collect()
+    std::iter::once(Event::Init)
+        .chain(listed)
+        .chain([Event::InitDone])
+        .collect()
 }
 
 #[test]
@@ -98,14 +105,20 @@ fn a_deletion_missed_while_the_watch_was_down_shows_in_the_next_list() {
         list(vec![pod("a", json!({})), pod("b", json!({}))]),
         &["follow a 10.0.0.1", "follow b 10.0.0.1"],
     );
-    world.check(list(vec![pod("b", json!({})), pod("c", json!({}))]), &["forget a", "follow c 10.0.0.1"]);
+    world.check(
+        list(vec![pod("b", json!({})), pod("c", json!({}))]),
+        &["forget a", "follow c 10.0.0.1"],
+    );
 }
 
 #[test]
 fn a_list_that_breaks_off_changes_nothing() {
     let mut world = World::new();
     world.check(list(vec![pod("a", json!({}))]), &["follow a 10.0.0.1"]);
-    world.check(vec![Event::Init, Event::InitApply(pod("b", json!({}))), Event::Init], &[]);
+    world.check(
+        vec![Event::Init, Event::InitApply(pod("b", json!({}))), Event::Init],
+        &[],
+    );
     world.check(list(vec![pod("a", json!({}))]), &[]);
 }
 
@@ -114,7 +127,10 @@ fn a_new_address_is_a_new_endpoint() {
     let mut world = World::new();
     world.check(list(vec![pod("a", json!({}))]), &["follow a 10.0.0.1"]);
     let moved = json!({"status": {"podIP": "10.0.0.2"}});
-    world.check(vec![Event::Apply(pod("a", moved))], &["forget a", "follow a 10.0.0.2"]);
+    world.check(
+        vec![Event::Apply(pod("a", moved))],
+        &["forget a", "follow a 10.0.0.2"],
+    );
     let lost = json!({"status": {"podIP": null}});
     world.check(vec![Event::Apply(pod("a", lost))], &["forget a"]);
 }
@@ -139,7 +155,10 @@ fn pods_that_are_no_endpoints_are_left_alone() {
 
 #[test]
 fn an_ended_pod_and_one_without_its_labels_are_forgotten() {
-    for over in [json!({"status": {"phase": "Failed"}}), json!({"metadata": {"labels": null}})] {
+    for over in [
+        json!({"status": {"phase": "Failed"}}),
+        json!({"metadata": {"labels": null}}),
+    ] {
         let mut world = World::new();
         world.check(list(vec![pod("a", json!({}))]), &["follow a 10.0.0.1"]);
         world.check(vec![Event::Apply(pod("a", over))], &["forget a"]);
@@ -152,8 +171,14 @@ fn pods_follow_the_configured_pools() {
     let pools = std::mem::take(&mut world.pools);
     world.check(list(vec![pod("a", json!({}))]), &[]);
     let wanted = world.pods.wanted(&pools);
-    assert!(matches!(advance(&mut world.followed, wanted)[..], [Change::Follow(_)]));
+    assert!(matches!(
+        advance(&mut world.followed, wanted)[..],
+        [Change::Follow(_)]
+    ));
     let reborn = BTreeMap::from([("p".to_owned(), "a new uid".to_owned())]);
     let wanted = world.pods.wanted(&reborn);
-    assert_eq!(advance(&mut world.followed, wanted), [Change::Forget("a".to_owned())]);
+    assert_eq!(
+        advance(&mut world.followed, wanted),
+        [Change::Forget("a".to_owned())]
+    );
 }
