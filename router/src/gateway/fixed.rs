@@ -26,9 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Unanswered probes in a row until an endpoint is left out; a refused connection counts at once.
 const MISSES: u32 = 3;
 
-/// Brings a pool's endpoints to what its configuration lists. Pools without a list are left to discovery.
+/// Brings a pool's endpoints to what its configuration lists. Pools with a UID are the LLMPools of a
+/// cluster, and left to discovery.
 pub fn reconcile(pool: &PoolHandle, config: &PoolConfig) {
-    if config.endpoints.is_empty() && config.wakes {
+    if !config.uid.is_empty() {
         return;
     }
     let wanted: Vec<EndpointInfo> = config

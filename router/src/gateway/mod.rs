@@ -6,6 +6,7 @@
 
 pub mod control;
 pub mod endpoints;
+pub mod file;
 pub mod fixed;
 mod forward;
 mod homes;
