@@ -92,6 +92,9 @@ pub enum SidecarError {
         #[source]
         source: io::Error,
     },
+    /// A part that lives as long as the sidecar ended.
+    #[error("a background task ended")]
+    Task,
     /// The traffic port failed.
     #[error("the traffic port failed: {0}")]
     Serve(#[source] io::Error),
@@ -206,14 +209,18 @@ impl Sidecar {
         let limits = self.passage.limits.clone();
         let passage = self.passage;
         let handler = move |request| Arc::clone(&passage).pass(request);
-        let served = server::serve(self.traffic, &limits, &timeouts, handler, stop).await;
-        admin_stop.cancel();
-        while let Some(ended) = beside.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(error = %error, "a task of the sidecar failed");
+        let served = tokio::select! {
+            served = server::serve(self.traffic, &limits, &timeouts, handler, stop) => {
+                served.map_err(SidecarError::Serve)
             }
-        }
-        served.map_err(SidecarError::Serve)
+            Some(ended) = beside.join_next() => {
+                tracing::error!(?ended, "a task of the sidecar ended");
+                Err(SidecarError::Task)
+            }
+        };
+        admin_stop.cancel();
+        while beside.join_next().await.is_some() {}
+        served
     }
 }
 
