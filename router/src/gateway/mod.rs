@@ -4,9 +4,12 @@
 //! first byte on, in the answer's body; a client that leaves drops either, and with it the place at the endpoint, the
 //! upstream connection and the share of the byte budget.
 
+pub mod control;
+pub mod endpoints;
 pub mod file;
 pub mod fixed;
 mod forward;
+mod homes;
 pub mod identify;
 pub mod models;
 pub mod policy;

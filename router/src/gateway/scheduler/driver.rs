@@ -146,7 +146,9 @@ impl Driver {
             }
             Command::Tally(record) => self.ledger.record(record),
             Command::SetEndpoint(endpoint) => {
-                self.endpoints.insert(endpoint.id, endpoint);
+                let id = endpoint.id;
+                self.endpoints.insert(id, endpoint);
+                self.event(Event::EndpointNotReady(id), now);
             }
             Command::RemoveEndpoint(id) => {
                 self.urgent = true;
