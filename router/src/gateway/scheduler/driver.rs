@@ -131,7 +131,8 @@ impl Driver {
     }
 
     fn take(&mut self, command: Command, now: Time) {
-        self.dirty = true;
+        // Closing an idle pool changes nothing that anyone has to hear.
+        self.dirty |= !matches!(command, Command::Close) || !self.waiting.is_empty();
         match command {
             Command::Submit {
                 request,
