@@ -46,7 +46,7 @@ pub struct GatewayArgs {
     #[arg(long, env = "WEIR_CONFIG")]
     pub config: Option<PathBuf>,
     /// Read the file, print what was understood, and end.
-    #[arg(long, requires = "config")]
+    #[arg(long, requires = "config", conflicts_with = "name")]
     pub check: bool,
     /// The gateway's namespace.
     #[arg(long, env = "WEIR_NAMESPACE", requires = "name")]
@@ -140,7 +140,9 @@ fn engine(text: &str) -> Result<EngineKind, String> {
 }
 
 fn span(text: &str) -> Result<Duration, String> {
-    let span: weir_wire::Duration = text.parse().map_err(|_| "must be a span such as 90s or 10m".to_owned())?;
+    let span: weir_wire::Duration = text
+        .parse()
+        .map_err(|_| "must be a span such as 90s or 10m".to_owned())?;
     if span.is_negative() {
         return Err("must not be negative".to_owned());
     }
@@ -180,14 +182,22 @@ mod tests {
     #[test]
     fn a_sidecar_is_told_everything_about_its_engine() {
         let line = "sidecar --pool p --pool-uid u --engine VLLM --engine-port 8000 --model m";
-        let Ok(Args { role: Role::Sidecar(args), .. }) = parse(&format!("{line} --concurrency 4 --drain-timeout 90s"))
+        let Ok(Args {
+            role: Role::Sidecar(args),
+            ..
+        }) = parse(&format!("{line} --concurrency 4 --drain-timeout 90s"))
         else {
             panic!("{line}");
         };
         assert_eq!(args.concurrency, Concurrency(Some(4)));
         assert_eq!(args.drain_timeout, Duration::from_secs(90));
         assert!(parse(line).is_ok());
-        for wrong in [" --concurrency 0", " --engine vllm", " --drain-timeout -1s", " --drain-timeout soon"] {
+        for wrong in [
+            " --concurrency 0",
+            " --engine vllm",
+            " --drain-timeout -1s",
+            " --drain-timeout soon",
+        ] {
             assert!(parse(&format!("{line}{wrong}")).is_err(), "{wrong}");
         }
     }

@@ -2,8 +2,11 @@
 //! whole proxy path ([`proxy`]); what differs is who decides where a request goes.
 
 pub mod admin;
+pub mod args;
 pub mod fetch;
 pub mod gateway;
 pub mod metrics;
 pub mod proxy;
+pub mod run;
 pub mod sidecar;
+pub mod telemetry;

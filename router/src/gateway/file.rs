@@ -158,7 +158,19 @@ mod tests {
             "pools:\n- name: coder\n  model: m\n  aliases: [n]\n  endpoints: [{name: a, address: 'h:1'}]\n- {name: z, model: o}\npolicies: [{name: p, pools: [coder]}]\n",
         )
         .unwrap();
-        insta::assert_snapshot!(describe(&config), @"");
+        assert_eq!(
+            describe(&config),
+            "pool coder: VLLM, model m, n\n\
+             \x20 waiting: at most 5000 requests, 1073741824 bytes, 1800s while no endpoint is ready\n\
+             \x20 policy: p\n\
+             \x20 endpoint a: h:1\n\
+             pool z: VLLM, model o\n\
+             \x20 waiting: at most 5000 requests, 1073741824 bytes, 1800s while no endpoint is ready\n\
+             \x20 policy: built-in defaults\n\
+             \x20 no endpoints: every request is answered 503 no_capacity\n\
+             limits: 16384 connections, bodies of 33554432 bytes (2147483648 together), JSON 128 deep, 128 headers of 65536 bytes\n\
+             timeouts: head 15s, body 30s, connect 2s, first token 600s, idle 120s, drain 600s\n"
+        );
     }
 
     #[test]

@@ -164,7 +164,7 @@ impl Job {
             shape: self.api.shape(),
             idle: self.timeouts.idle.into(),
         };
-        let observed = Observed::begun(expected, begun.body, begun.first, lease);
+        let observed = Observed::new(expected, begun.body, begun.first, lease);
         let mut head = Response::new(()).into_parts().0;
         head.status = status;
         head.headers = for_client(&begun.head.headers);

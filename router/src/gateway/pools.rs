@@ -186,7 +186,9 @@ impl Pools {
             .filter(|entry| entry.handle.uid() == pool.uid);
         let handle = match kept {
             Some(entry) => {
-                entry.handle.notify(Event::Settings(settings));
+                if self::settings(&entry.config, &entry.policy) != settings {
+                    entry.handle.notify(Event::Settings(settings));
+                }
                 entry.handle.clone()
             }
             None => self.start(pool, settings, connect),

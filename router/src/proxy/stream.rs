@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep};
 use super::{
     inflight::{End, InFlight},
     respond::{ErrorShape, Refusal, ReplyBody},
-    upstream::{UpstreamBody, UpstreamError},
+    upstream::UpstreamBody,
     usage::{Scanner, Seen},
 };
 
@@ -68,51 +68,29 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Watches `body`; `lease` is told the first byte and the end.
+    /// Watches `body`, of which `first` is already here; `lease` is told the first byte and the end.
+    ///
+    /// Whoever wants to be able to send a request elsewhere waits for the first bytes itself (engines send the head at
+    /// once and the first byte with the first token), and only then hands the lease over.
     #[must_use]
-    pub fn new(expected: Expected, body: UpstreamBody, lease: InFlight) -> Self {
+    pub fn new(expected: Expected, body: UpstreamBody, first: Option<Bytes>, mut lease: InFlight) -> Self {
+        let mut scanner = Scanner::new(expected.events);
+        if let Some(bytes) = &first {
+            lease.first_byte();
+            scanner.feed(bytes);
+        }
         Self {
             expected,
             body,
             lease,
-            scanner: Scanner::new(expected.events),
-            first: None,
+            scanner,
+            first,
             held_back: BytesMut::new(),
             inside_event: false,
             last: now(),
             timer: None,
             done: false,
         }
-    }
-
-    /// As [`Self::new`], for a body of which the first bytes are already here. Whoever wants to be able to send a
-    /// request elsewhere waits for them itself (engines send the head at once and the first byte with the first
-    /// token), and only then hands the lease over.
-    #[must_use]
-    pub fn begun(expected: Expected, body: UpstreamBody, first: Option<Bytes>, lease: InFlight) -> Self {
-        let mut observed = Self::new(expected, body, lease);
-        if let Some(bytes) = first {
-            observed.take_first(bytes);
-        }
-        observed
-    }
-
-    /// Waits until the first bytes (or the end of an empty body) are here, without giving them away.
-    ///
-    /// # Errors
-    /// The connection broke; the lease is not told yet.
-    pub async fn first_byte(&mut self) -> Result<(), UpstreamError> {
-        if let Some(bytes) = self.body.data().await.transpose()? {
-            self.take_first(bytes);
-        }
-        Ok(())
-    }
-
-    fn take_first(&mut self, bytes: Bytes) {
-        self.last = now();
-        self.lease.first_byte();
-        self.scanner.feed(&bytes);
-        self.first = Some(bytes);
     }
 
     /// What was seen so far.

@@ -131,7 +131,8 @@ impl Driver {
     }
 
     fn take(&mut self, command: Command, now: Time) {
-        self.dirty = true;
+        // Closing an idle pool changes nothing that anyone has to hear.
+        self.dirty |= !matches!(command, Command::Close) || !self.waiting.is_empty();
         match command {
             Command::Submit {
                 request,
@@ -146,7 +147,9 @@ impl Driver {
             }
             Command::Tally(record) => self.ledger.record(record),
             Command::SetEndpoint(endpoint) => {
-                self.endpoints.insert(endpoint.id, endpoint);
+                let id = endpoint.id;
+                self.endpoints.insert(id, endpoint);
+                self.event(Event::EndpointNotReady(id), now);
             }
             Command::RemoveEndpoint(id) => {
                 self.urgent = true;

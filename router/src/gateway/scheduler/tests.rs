@@ -6,6 +6,11 @@ use weir_schedule::{Affinity, Class, HomeUse};
 use super::*;
 use crate::metrics::{Metrics, Role};
 
+#[expect(clippy::disallowed_methods, reason = "the paused clock of the test")]
+fn now() -> Instant {
+    Instant::now()
+}
+
 fn settings() -> Settings {
     Settings {
         max_waiting: 4,
@@ -195,7 +200,7 @@ async fn drains_are_by_uid_and_lapse() {
     assert!(answer.done && answer.state.endpoints[0].draining && !answer.state.endpoints[0].eligible);
     let waiting = pool.submit(request());
     state(&pool, |state| state.held == 1).await;
-    let before = Instant::now();
+    let before = now();
     assert!(waiting.await.is_ok());
     assert!(
         before.elapsed() >= Duration::from_secs(8),
@@ -231,14 +236,14 @@ async fn quiet_changes_are_published_once_a_second_and_urgent_ones_at_once() {
     add_ready(&pool, "a", 100);
     state(&pool, |state| state.endpoints.len() == 1).await;
     let mut states = pool.states();
-    let begun = Instant::now();
+    let begun = now();
     let mut permits = Vec::new();
     for _ in 0..50 {
         permits.push(pool.submit(request()).await.unwrap());
     }
     states.wait_for(|state| state.in_flight == 50).await.unwrap();
     assert!(begun.elapsed() <= Duration::from_millis(1_100));
-    let begun = Instant::now();
+    let begun = now();
     pool.set_engine_load(
         EndpointId(0),
         Some(EngineLoad {

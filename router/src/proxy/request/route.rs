@@ -131,14 +131,14 @@ fn percent_decoded(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn find(method: Method, path: &str) -> Result<Route, Refusal> {
-        Route::find(&method, Some(&path.parse().unwrap()))
+    fn find(method: &Method, path: &str) -> Result<Route, Refusal> {
+        Route::find(method, Some(&path.parse().unwrap()))
     }
 
     #[test]
     fn paths_are_found_with_and_without_a_pool() {
         let check = |path: &str, pool: Option<&str>, api: Api, inner: &str| {
-            let route = find(Method::POST, path).unwrap();
+            let route = find(&Method::POST, path).unwrap();
             assert_eq!(route.pool.as_deref(), pool);
             assert_eq!(route.target, Target::Forward(api));
             assert_eq!(route.path.as_str(), inner);
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn models_are_named_by_the_rest_of_the_path() {
-        let model = |path: &str| match find(Method::GET, path).unwrap().target {
+        let model = |path: &str| match find(&Method::GET, path).unwrap().target {
             Target::Model(id) => id,
             other => panic!("{other:?}"),
         };
@@ -175,10 +175,10 @@ mod tests {
             "/v1/../tokenize",
             "/sleep",
         ] {
-            assert_eq!(find(Method::POST, path), Err(Refusal::UnknownPath), "{path}");
+            assert_eq!(find(&Method::POST, path), Err(Refusal::UnknownPath), "{path}");
         }
         assert_eq!(
-            find(Method::GET, "/v1/chat/completions"),
+            find(&Method::GET, "/v1/chat/completions"),
             Err(Refusal::MethodNotAllowed { allow: Method::POST })
         );
         assert_eq!(Route::find(&Method::CONNECT, None), Err(Refusal::UnknownPath));
