@@ -154,7 +154,7 @@ impl Passage {
             shape,
             idle: SILENCE,
         };
-        let observed = Observed::begun(expected, body, first, lease);
+        let observed = Observed::new(expected, body, first, lease);
         head.headers = headers::for_client(&head.headers);
         Ok(Reply::from_parts(head, observed.into_reply_body()))
     }
