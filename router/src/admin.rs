@@ -179,7 +179,10 @@ pub async fn serve<R: Routes>(listener: TcpListener, admin: Arc<Admin<R>>, stop:
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            Some(_) = connections.join_next(), if !connections.is_empty() => {
+            Some(ended) = connections.join_next(), if !connections.is_empty() => {
+                if let Err(error) = ended {
+                    tracing::error!(error = %error, "an admin connection's task failed");
+                }
                 open.set(connections.len() as i64);
                 continue;
             }
@@ -187,10 +190,12 @@ pub async fn serve<R: Routes>(listener: TcpListener, admin: Arc<Admin<R>>, stop:
         };
         match accepted {
             Ok(_) if connections.len() >= MAX_CONNECTIONS => refused.inc(),
-            Ok((stream, peer)) => {
+            Ok((stream, peer)) if stream.set_nodelay(true).is_ok() => {
                 connections.spawn(connection(stream, peer, Arc::clone(&admin), stop.clone()));
                 open.set(connections.len() as i64);
             }
+            // The peer is gone already.
+            Ok(_) => {}
             Err(error) => accept_failed(&error).await,
         }
     }

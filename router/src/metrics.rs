@@ -3,31 +3,28 @@
 
 mod family;
 mod labels;
+mod pool;
+mod sidecar;
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use prometheus::{
-    Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
-};
-use weir_wire::{config::MAX_POOLS, control::PoolState, sidecar::EngineFigures};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
+use weir_wire::config::MAX_POOLS;
 
 use family::Builder;
 pub use labels::{
     ConfigResult, EngineProbe, Home, OrderResult, Outcome, PollResult, Port, ProbeResult, Role,
     SidecarRefusal, TokenKind, UpstreamFailure, Watched,
 };
+use pool::PoolFamilies;
+pub use pool::PoolMetrics;
+pub use sidecar::SidecarMetrics;
 
 /// The pool label of every pool past the bound.
 const OTHER: &str = "other";
-
-/// Buckets of waits and first bytes, seconds: from a quick hit to a long cold start.
-const WAIT_SECONDS: &[f64] = &[
-    0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
-    1800.0,
-];
 
 /// All metric families of the binary.
 pub struct Metrics {
@@ -57,67 +54,6 @@ pub struct Metrics {
     pub orders: IntCounterVec,
     /// What a sidecar counts.
     pub sidecar: SidecarMetrics,
-}
-
-/// What a sidecar counts about its engine.
-pub struct SidecarMetrics {
-    /// Requests between accept and the end of their answer.
-    pub in_flight: IntGauge,
-    /// Requests waiting for a place.
-    pub waiting: IntGauge,
-    /// Places.
-    pub concurrency: IntGauge,
-    /// Requests proxied to the engine.
-    pub requests: IntCounter,
-    /// Requests refused here, by reason.
-    pub refused: IntCounterVec,
-    /// 1 while the engine is ready.
-    pub ready: IntGauge,
-    /// Probes of the engine, by result.
-    pub probes: IntCounterVec,
-    /// Workflows remembered.
-    pub homes: IntGauge,
-    engine_running: IntGauge,
-    engine_waiting: IntGauge,
-    engine_known: IntGauge,
-    engine_kv_permille: IntGauge,
-    engine_kv_capacity: IntGauge,
-    engine_tokens: IntGaugeVec,
-}
-
-/// Families with a `pool` label.
-struct PoolFamilies {
-    requests: IntCounterVec,
-    wait: HistogramVec,
-    ttft: HistogramVec,
-    duration: HistogramVec,
-    waiting: IntGaugeVec,
-    in_flight: IntGaugeVec,
-    waiting_bytes: IntGaugeVec,
-    workflows: IntGaugeVec,
-    endpoints: IntGaugeVec,
-    fenced: IntGaugeVec,
-    homes: IntCounterVec,
-    tokens: IntCounterVec,
-    upstream_failures: IntCounterVec,
-    retries: IntCounterVec,
-    ejections: IntCounterVec,
-}
-
-/// One pool's metrics, looked up once and kept by whoever serves the pool.
-pub struct PoolMetrics {
-    label: String,
-    families: Arc<PoolFamilies>,
-    /// From arrival to dispatch, seconds.
-    pub wait: Histogram,
-    /// From arrival to the first body byte of the answer, seconds.
-    pub ttft: Histogram,
-    /// From arrival to the end of the answer, seconds.
-    pub duration: Histogram,
-    /// Requests sent to a second endpoint after the first failed them.
-    pub retries: IntCounter,
-    /// Endpoints taken out of rotation after a failed connection.
-    pub ejections: IntCounter,
 }
 
 impl Metrics {
@@ -216,252 +152,6 @@ impl Metrics {
     }
 }
 
-impl PoolFamilies {
-    fn new(builder: &mut Builder) -> Result<Self, prometheus::Error> {
-        builder.only(Some(Role::Gateway));
-        Ok(Self {
-            requests: builder.counters(
-                "weir_requests_total",
-                "Requests that ended, by outcome and by the reason of an error (`none` without one).",
-                &["pool", "outcome", "reason"],
-            )?,
-            wait: builder.histograms(
-                "weir_wait_seconds",
-                "From arrival to dispatch to an endpoint.",
-                WAIT_SECONDS,
-                &["pool"],
-            )?,
-            ttft: builder.histograms(
-                "weir_ttft_seconds",
-                "From arrival to the first body byte of the answer.",
-                WAIT_SECONDS,
-                &["pool"],
-            )?,
-            duration: builder.histograms(
-                "weir_request_seconds",
-                "From arrival to the end of the answer.",
-                WAIT_SECONDS,
-                &["pool"],
-            )?,
-            waiting: builder.gauges(
-                "weir_waiting_requests",
-                "Requests waiting: `queued` while an endpoint is ready, `held` while none is.",
-                &["pool", "state"],
-            )?,
-            in_flight: builder.gauges(
-                "weir_in_flight_requests",
-                "Requests dispatched to an endpoint and not finished.",
-                &["pool"],
-            )?,
-            waiting_bytes: builder.gauges(
-                "weir_waiting_bytes",
-                "Body bytes of waiting requests.",
-                &["pool"],
-            )?,
-            workflows: builder.gauges(
-                "weir_workflows",
-                "Workflows with a home: `open` all of them, `paused` those expected back from a tool.",
-                &["pool", "state"],
-            )?,
-            endpoints: builder.gauges(
-                "weir_endpoints",
-                "Endpoints: `eligible`, `draining`, or `waiting` (neither).",
-                &["pool", "state"],
-            )?,
-            fenced: builder.gauges("weir_fenced", "1 while a fence holds new arrivals.", &["pool"])?,
-            homes: builder.counters(
-                "weir_home_use_total",
-                "Dispatches by how the workflow's home was used.",
-                &["pool", "home"],
-            )?,
-            tokens: builder.counters(
-                "weir_tokens_total",
-                "Tokens as engines reported them; `cached` are part of `prompt`.",
-                &["pool", "kind"],
-            )?,
-            upstream_failures: builder.counters(
-                "weir_upstream_failures_total",
-                "Attempts that an endpoint failed, by how.",
-                &["pool", "failure"],
-            )?,
-            retries: builder.counters(
-                "weir_retries_total",
-                "Requests sent to a second endpoint after the first failed them.",
-                &["pool"],
-            )?,
-            ejections: builder.counters(
-                "weir_ejections_total",
-                "Endpoints taken out of rotation after a failed connection.",
-                &["pool"],
-            )?,
-        })
-    }
-}
-
-impl PoolMetrics {
-    fn new(label: &str, families: Arc<PoolFamilies>) -> Self {
-        Self {
-            label: label.to_owned(),
-            wait: families.wait.with_label_values(&[label]),
-            ttft: families.ttft.with_label_values(&[label]),
-            duration: families.duration.with_label_values(&[label]),
-            retries: families.retries.with_label_values(&[label]),
-            ejections: families.ejections.with_label_values(&[label]),
-            families,
-        }
-    }
-
-    /// Counts a request that ended. `reason` is the text of the closed set that `X-Weir-Reason` carries, `none`
-    /// without an error.
-    pub fn request(&self, outcome: Outcome, reason: &'static str) {
-        self.families
-            .requests
-            .with_label_values(&[self.label.as_str(), outcome.as_str(), reason])
-            .inc();
-    }
-
-    /// Counts a dispatch by how the workflow's home was used.
-    pub fn home(&self, home: Home) {
-        self.families
-            .homes
-            .with_label_values(&[self.label.as_str(), home.as_str()])
-            .inc();
-    }
-
-    /// Adds tokens as an engine reported them.
-    pub fn tokens(&self, kind: TokenKind, tokens: u64) {
-        self.families
-            .tokens
-            .with_label_values(&[self.label.as_str(), kind.as_str()])
-            .inc_by(tokens);
-    }
-
-    /// Counts an attempt that an endpoint failed.
-    pub fn upstream_failure(&self, failure: UpstreamFailure) {
-        let labels = [self.label.as_str(), failure.as_str()];
-        self.families.upstream_failures.with_label_values(&labels).inc();
-    }
-
-    /// Shows a pool's state as gauges; called when metrics are read.
-    pub fn show(&self, state: &PoolState) {
-        let pool = self.label.as_str();
-        let families = &self.families;
-        let eligible = state
-            .endpoints
-            .iter()
-            .filter(|endpoint| endpoint.eligible)
-            .count() as i64;
-        let draining = state
-            .endpoints
-            .iter()
-            .filter(|it| it.draining && !it.eligible)
-            .count() as i64;
-        let others = state.endpoints.len() as i64 - eligible - draining;
-        for (family, name, value) in [
-            (&families.waiting, "queued", i64::from(state.queued)),
-            (&families.waiting, "held", i64::from(state.held)),
-            (&families.workflows, "open", i64::from(state.open_workflows)),
-            (&families.workflows, "paused", i64::from(state.paused_workflows)),
-            (&families.endpoints, "eligible", eligible),
-            (&families.endpoints, "draining", draining),
-            (&families.endpoints, "waiting", others),
-        ] {
-            family.with_label_values(&[pool, name]).set(value);
-        }
-        families
-            .in_flight
-            .with_label_values(&[pool])
-            .set(i64::from(state.in_flight));
-        families
-            .waiting_bytes
-            .with_label_values(&[pool])
-            .set(gauge(state.waiting_bytes));
-        families
-            .fenced
-            .with_label_values(&[pool])
-            .set(i64::from(state.fenced));
-    }
-}
-
-impl SidecarMetrics {
-    fn new(builder: &mut Builder) -> Result<Self, prometheus::Error> {
-        builder.only(Some(Role::Sidecar));
-        Ok(Self {
-            in_flight: builder.gauge(
-                "weir_sidecar_in_flight_requests",
-                "Requests between accept and the end of their answer, waiting ones included.",
-            )?,
-            waiting: builder.gauge("weir_sidecar_waiting_requests", "Requests waiting for a place.")?,
-            concurrency: builder.gauge(
-                "weir_sidecar_concurrency",
-                "Requests let into the engine at once.",
-            )?,
-            requests: builder.counter("weir_sidecar_requests_total", "Requests passed to the engine.")?,
-            refused: builder.counters(
-                "weir_sidecar_refused_total",
-                "Requests the sidecar answered itself, by reason.",
-                &["reason"],
-            )?,
-            ready: builder.gauge(
-                "weir_engine_ready",
-                "1 while the engine is healthy and serves the model.",
-            )?,
-            probes: builder.counters(
-                "weir_engine_probes_total",
-                "Health probes and metric scrapes of the engine, by result.",
-                &["probe", "result"],
-            )?,
-            homes: builder.gauge("weir_sidecar_homes", "Workflows whose last turn was served here.")?,
-            engine_known: builder.gauge(
-                "weir_engine_figures_known",
-                "1 while the engine's metrics could be read lately.",
-            )?,
-            engine_running: builder
-                .gauge("weir_engine_running_requests", "Requests in the engine's batch.")?,
-            engine_waiting: builder.gauge(
-                "weir_engine_waiting_requests",
-                "Requests in the engine's own queue.",
-            )?,
-            engine_kv_permille: builder.gauge(
-                "weir_engine_kv_use_permille",
-                "Thousandths of the KV cache referenced by running requests.",
-            )?,
-            engine_kv_capacity: builder.gauge("weir_engine_kv_capacity_tokens", "KV cache in tokens.")?,
-            engine_tokens: builder.gauges(
-                "weir_engine_tokens",
-                "Tokens since the engine started, as it reports them; `cached` are part of `prompt`.",
-                &["kind"],
-            )?,
-        })
-    }
-
-    /// Shows what the engine last said, or that it says nothing.
-    pub fn show(&self, figures: Option<&EngineFigures>) {
-        self.engine_known.set(i64::from(figures.is_some()));
-        let Some(figures) = figures else { return };
-        self.engine_running.set(i64::from(figures.running));
-        self.engine_waiting.set(i64::from(figures.waiting));
-        if let Some(share) = figures.kv_usage {
-            self.engine_kv_permille
-                .set((share.clamp(0.0, 1.0) * 1000.0).round() as i64);
-        }
-        if let Some(tokens) = figures.kv_capacity_tokens {
-            self.engine_kv_capacity.set(gauge(tokens));
-        }
-        for (kind, tokens) in [
-            (TokenKind::Prompt, figures.prompt_tokens_total),
-            (TokenKind::Cached, figures.cached_tokens_total),
-            (TokenKind::Completion, figures.generation_tokens_total),
-        ] {
-            if let Some(tokens) = tokens {
-                self.engine_tokens
-                    .with_label_values(&[kind.as_str()])
-                    .set(gauge(tokens));
-            }
-        }
-    }
-}
-
 /// A gauge's value; what does not fit is the largest that does.
 fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
@@ -470,6 +160,8 @@ fn gauge(value: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use std::{env, fs, path::PathBuf};
+
+    use weir_wire::control::PoolState;
 
     use super::*;
 

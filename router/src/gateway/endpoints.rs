@@ -37,6 +37,25 @@ pub use readiness::Readiness;
 /// Longest wait for the first answers of the pods of the first list.
 const FIRST_ANSWERS: Duration = Duration::from_secs(3);
 
+/// How long the API server keeps one watch; a connection that died unnoticed is given up a little later.
+const WATCH_SECONDS: u32 = 120;
+/// Longest silence of the API server: longer than a watch, so that only a dead connection meets it.
+const API_SILENCE: Duration = Duration::from_secs(150);
+/// To connect to the API server.
+const API_CONNECT: Duration = Duration::from_secs(5);
+
+/// A client for the API server of the environment (in the cluster: the pod's service account), with bounds on all
+/// waiting.
+///
+/// # Errors
+/// [`kube::Error`] when the environment names no usable cluster.
+pub async fn client() -> kube::Result<Client> {
+    let mut config = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
+    config.connect_timeout = Some(API_CONNECT);
+    config.read_timeout = Some(API_SILENCE);
+    Client::try_from(config)
+}
+
 /// A gateway's view of Kubernetes.
 pub struct Discovery {
     /// The API server.
@@ -58,13 +77,13 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Watches until `stop`; errors of the API server are waited out, with backoff.
+    /// Watches until `stop`; errors of the API server are waited out, with backoff. An earlier end is a defect, and the
+    /// process should end with it.
     pub async fn run(self, stop: CancellationToken) {
-        let stopped = stop.clone();
-        let watching = async { tokio::join!(self.watch_configuration(), self.watch_pods()) };
         tokio::select! {
-            () = stopped.cancelled() => {}
-            _ = watching => {}
+            () = stop.cancelled() => {}
+            () = self.watch_configuration() => {}
+            () = self.watch_pods() => {}
         }
     }
 
@@ -77,8 +96,15 @@ impl Discovery {
             names::label::COMPONENT,
             names::component::ENGINE
         );
-        let mut events =
-            std::pin::pin!(watcher(api, watcher::Config::default().labels(&selector)).default_backoff());
+        let mut events = std::pin::pin!(
+            watcher(
+                api,
+                watcher::Config::default()
+                    .labels(&selector)
+                    .timeout(WATCH_SECONDS)
+            )
+            .default_backoff()
+        );
         let mut changes = self.pools.changes();
         let mut pods = Pods::default();
         let mut following = Following::new(self);
@@ -98,8 +124,9 @@ impl Discovery {
                     Err(_) => return,
                 },
                 Some(ended) = following.tasks.join_next(), if !following.tasks.is_empty() => {
-                    if let Err(error) = ended && error.is_panic() {
-                        tracing::error!(error = %error, "a pod's follower panicked");
+                    if let Err(error) = ended {
+                        tracing::error!(error = %error, "a pod's follower failed");
+                        return;
                     }
                 }
             }

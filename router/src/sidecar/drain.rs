@@ -13,6 +13,8 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 
+use super::now;
+
 /// A pod counts as quiet after this long without a request: longer than a gateway takes to see the pod's deletion.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -61,9 +63,8 @@ impl Activity {
         Some(self.origin + Duration::from_millis(after))
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
     fn touch(&self) {
-        let after = Instant::now().saturating_duration_since(self.origin).as_millis();
+        let after = now().saturating_duration_since(self.origin).as_millis();
         self.last
             .fetch_max(u64::try_from(after).unwrap_or(u64::MAX - 1) + 1, Ordering::SeqCst);
     }
@@ -81,9 +82,8 @@ impl Activity {
 
     /// Returns once no request is present and none has begun or ended for a second, counted from the call at the
     /// earliest: the gateways need that long to stop sending. `false`: that did not happen within `limit`.
-    #[expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
     pub async fn quiet(&self, limit: Duration) -> bool {
-        let called = Instant::now();
+        let called = now();
         let settled = async {
             loop {
                 self.empty().await;
@@ -122,19 +122,19 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(600);
 
     async fn elapsed(began: Instant) -> Duration {
-        Instant::now().duration_since(began)
+        now().duration_since(began)
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_pod_is_quiet_after_a_second() {
-        let began = Instant::now();
+        let began = now();
         assert!(Activity::new(began).quiet(LIMIT).await);
         assert_eq!(elapsed(began).await, QUIET);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_hook_waits_for_the_last_answer_and_a_second_more() {
-        let began = Instant::now();
+        let began = now();
         let activity = Activity::new(began);
         let long = activity.enter();
         let mut hook = Box::pin(activity.quiet(LIMIT));
@@ -155,7 +155,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_hook_ends_at_its_limit() {
-        let began = Instant::now();
+        let began = now();
         let activity = Activity::new(began);
         let _stuck = activity.enter();
         assert!(!activity.quiet(Duration::from_secs(20)).await);
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn presence_counts_on_every_path() {
-        let activity = Activity::new(Instant::now());
+        let activity = Activity::new(now());
         let (one, two) = (activity.enter(), activity.enter());
         assert_eq!((activity.in_flight(), activity.last().is_some()), (2, true));
         drop((one, two));

@@ -17,7 +17,7 @@ use http::StatusCode;
 use tokio::time::{Instant, sleep};
 use weir_wire::config::EngineKind;
 
-use super::{homes::HomeMemory, state::StateHub};
+use super::{homes::HomeMemory, now, state::StateHub};
 use crate::{
     fetch::{self, FetchError, Get},
     metrics::{EngineProbe, Metrics, ProbeResult},
@@ -108,17 +108,15 @@ impl EngineWatch {
         }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
     fn tell(&self, ready: bool) {
-        let started = ready.then(|| Instant::now().saturating_duration_since(self.origin));
+        let started = ready.then(|| now().saturating_duration_since(self.origin));
         self.hub.set_ready(ready, started);
         self.metrics.sidecar.ready.set(i64::from(ready));
     }
 
     /// Says at most once a minute why an engine that answers is not ready.
-    #[expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
     fn complain(&self, error: &ModelError, complained: &mut Option<Instant>) {
-        let now = Instant::now();
+        let now = now();
         if complained.is_none_or(|last| now.duration_since(last) >= Duration::from_secs(60)) {
             tracing::error!(model = %self.model, error = %error, "engine answers but is not ready");
             *complained = Some(now);

@@ -122,6 +122,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::sidecar::now;
 
     fn key(number: u8) -> WorkflowKey {
         WorkflowKey::from_bytes([number; 16])
@@ -143,7 +144,7 @@ mod tests {
 
     #[test]
     fn the_least_recently_used_is_forgotten_and_tokens_stay_known() {
-        let start = Instant::now();
+        let start = now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let memory = HomeMemory::bounded(3);
         memory.record(key(1), Some(100), at(0));

@@ -22,7 +22,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{net::TcpListener, task::JoinSet, time::Instant};
+use tokio::{
+    net::TcpListener,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 use weir_wire::config::{EngineKind, Limits, Timeouts};
 
@@ -88,6 +92,9 @@ pub enum SidecarError {
         #[source]
         source: io::Error,
     },
+    /// A part that lives as long as the sidecar ended.
+    #[error("a background task ended")]
+    Task,
     /// The traffic port failed.
     #[error("the traffic port failed: {0}")]
     Serve(#[source] io::Error),
@@ -108,12 +115,11 @@ impl Sidecar {
     ///
     /// # Errors
     /// [`SidecarError`] when the token or a port cannot be used.
-    #[expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
     pub async fn bind(settings: Settings, metrics: Arc<Metrics>) -> Result<Self, SidecarError> {
         let token = settings.token_file.map(TokenFile::open).transpose()?;
         let traffic = listen(settings.listen).await?;
         let admin = listen(settings.admin_listen).await?;
-        let origin = Instant::now();
+        let origin = now();
         let activity = Activity::new(origin);
         let cap = Cap::new(settings.concurrency.unwrap_or(AUTO_CONCURRENCY));
         let homes = Arc::new(HomeMemory::new());
@@ -152,7 +158,7 @@ impl Sidecar {
             homes,
             upstream: Upstream::new(&engine_address.to_string(), upstream),
             metrics: Arc::clone(&metrics),
-            limits: Limits::default(),
+            limits: limits(),
             body_pause: Timeouts::default().body_read.into(),
             budget: Budget::default(),
         };
@@ -192,6 +198,10 @@ impl Sidecar {
             // Watching has no end of its own.
             let _ = watch_stop.run_until_cancelled(engine.run()).await;
         });
+        let (upstream, sweep_stop) = (Arc::clone(&self.passage.upstream), admin_stop.clone());
+        beside.spawn(async move {
+            let _ = sweep_stop.run_until_cancelled(sweep(&upstream)).await;
+        });
         let timeouts = Timeouts {
             drain: self.drain_timeout.into(),
             ..Timeouts::default()
@@ -199,14 +209,37 @@ impl Sidecar {
         let limits = self.passage.limits.clone();
         let passage = self.passage;
         let handler = move |request| Arc::clone(&passage).pass(request);
-        let served = server::serve(self.traffic, &limits, &timeouts, handler, stop).await;
-        admin_stop.cancel();
-        while let Some(ended) = beside.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(error = %error, "a task of the sidecar failed");
+        let served = tokio::select! {
+            served = server::serve(self.traffic, &limits, &timeouts, handler, stop) => {
+                served.map_err(SidecarError::Serve)
             }
-        }
-        served.map_err(SidecarError::Serve)
+            Some(ended) = beside.join_next() => {
+                tracing::error!(?ended, "a task of the sidecar ended");
+                Err(SidecarError::Task)
+            }
+        };
+        admin_stop.cancel();
+        while beside.join_next().await.is_some() {}
+        served
+    }
+}
+
+/// Wider than what any gateway lets through, which has the limits that clients meet: nothing is refused here only
+/// because it came this far.
+fn limits() -> Limits {
+    Limits {
+        max_body_bytes: 1 << 30,
+        max_headers: 512,
+        max_header_bytes: 1 << 20,
+        ..Limits::default()
+    }
+}
+
+/// Closes idle connections before the engine does.
+async fn sweep(upstream: &Upstream) {
+    loop {
+        sleep(Duration::from_secs(1)).await;
+        upstream.sweep();
     }
 }
 
@@ -214,6 +247,12 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, SidecarError> {
     TcpListener::bind(address)
         .await
         .map_err(|source| SidecarError::Listen { address, source })
+}
+
+/// The one clock of the sidecar.
+#[expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
+pub(crate) fn now() -> Instant {
+    Instant::now()
 }
 
 /// New at every start of a process.

@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, Method, Request, header, uri::PathAndQuery};
 use hyper::body::Incoming;
-use tokio::time::Instant;
 use weir_wire::{WorkflowKey, config::Limits, headers as names};
 
 use super::{
     cap::{Cap, Place},
     drain::{Activity, Presence},
     homes::HomeMemory,
+    now,
 };
 use crate::{
     metrics::{Metrics, SidecarRefusal},
@@ -55,7 +55,6 @@ impl Observer for Turn {
         self.begun = true;
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
     fn finished(&mut self, end: End, seen: &Seen) {
         let Some(key) = self.key else { return };
         let served = match end {
@@ -68,7 +67,7 @@ impl Observer for Turn {
             let tokens = seen
                 .usage
                 .map(|usage| usage.prompt_tokens.saturating_add(usage.completion_tokens));
-            self.homes.record(key, tokens, Instant::now());
+            self.homes.record(key, tokens, now());
         }
     }
 }
@@ -76,9 +75,8 @@ impl Observer for Turn {
 impl Passage {
     /// Answers one request of the traffic port. Dropping the future, or the answer, abandons the request in the engine.
     pub(super) async fn pass(self: Arc<Self>, request: Request<Incoming>) -> Reply {
-        let presence = self.activity.enter();
         let shape = shape(request.method(), request.uri().path_and_query());
-        match self.forward(request, shape, presence).await {
+        match self.forward(request, shape).await {
             Ok(reply) => reply,
             Err(refusal) => {
                 self.count(&refusal);
@@ -87,14 +85,11 @@ impl Passage {
         }
     }
 
-    async fn forward(
-        &self,
-        request: Request<Incoming>,
-        shape: ErrorShape,
-        presence: Presence,
-    ) -> Result<Reply, Refusal> {
+    async fn forward(&self, request: Request<Incoming>, shape: ErrorShape) -> Result<Reply, Refusal> {
         let (head, body) = request.into_parts();
         let target = served_path(head.uri.path_and_query()).ok_or(Refusal::UnknownPath)?;
+        // Probes of other paths are no activity: they must not keep a pod from being idle.
+        let presence = self.activity.enter();
         let received =
             request::read_body(&head.headers, body, &self.limits, self.body_pause, &self.budget).await?;
         let place = self.cap.enter().await.map_err(|_| Refusal::Saturated)?;

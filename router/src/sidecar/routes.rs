@@ -6,10 +6,9 @@ use std::{
 };
 
 use http::{Method, Response, StatusCode};
-use tokio::time::Instant;
 use weir_wire::sidecar::{DRAIN, ENGINE_LIVEZ, HOMES, STATE};
 
-use super::{cap::Cap, drain::Activity, engine::EngineWatch, homes::HomeMemory, state::StateHub};
+use super::{cap::Cap, drain::Activity, engine::EngineWatch, homes::HomeMemory, now, state::StateHub};
 use crate::{
     admin::{Access, AdminBody, Call, Routes, json, text},
     metrics::Metrics,
@@ -79,9 +78,8 @@ impl SidecarRoutes {
         )
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
     fn homes(&self) -> Response<AdminBody> {
-        json(StatusCode::OK, &self.homes.list(Instant::now()))
+        json(StatusCode::OK, &self.homes.list(now()))
     }
 
     /// The kubelet goes on to stop the engine when this is answered, whatever the answer.

@@ -12,7 +12,7 @@ use tokio::{
 };
 use weir_wire::sidecar::{EngineFigures, EngineState, MAX_WAIT_MS};
 
-use super::{drain::Activity, millis};
+use super::{drain::Activity, millis, now};
 
 /// What the engine's watchers found out; all else is read when it is asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -135,13 +135,12 @@ impl StateHub {
 
     /// The state as soon as its version is newer than `after`, at the latest after `wait` (at most
     /// [`MAX_WAIT_MS`]).
-    #[expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
     pub async fn newer(&self, after: u64, wait: Duration) -> EngineState {
         let mut versions = self.version.subscribe();
         let wait = wait.min(Duration::from_millis(MAX_WAIT_MS));
         // Either way the answer is the state as it is then.
         let _ = timeout(wait, versions.wait_for(|version| *version > after)).await;
-        self.state(Instant::now())
+        self.state(now())
     }
 }
 
@@ -153,7 +152,7 @@ mod tests {
     use super::*;
 
     fn hub() -> (StateHub, Arc<Activity>) {
-        let activity = Activity::new(Instant::now());
+        let activity = Activity::new(now());
         (StateHub::new("i".into(), 4, Arc::clone(&activity)), activity)
     }
 
@@ -199,11 +198,7 @@ mod tests {
         let busy = poll.as_mut().now_or_never().expect("gathered");
         assert_eq!((busy.version, busy.in_flight, busy.engine), (3, 1, Some(figures)));
         hub.gather();
-        assert_eq!(
-            hub.state(Instant::now()).version,
-            3,
-            "nothing changed, no new version"
-        );
+        assert_eq!(hub.state(now()).version, 3, "nothing changed, no new version");
         advance(Duration::from_secs(2)).await;
         drop(request);
         hub.gather();
@@ -217,7 +212,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_poll_ends_without_a_change_and_never_later_than_the_bound() {
         let (hub, _) = hub();
-        let began = Instant::now();
+        let began = now();
         assert_eq!(hub.newer(1, Duration::from_secs(3)).await.version, 1);
         assert_eq!(began.elapsed(), Duration::from_secs(3));
         hub.newer(u64::MAX, Duration::from_secs(3600)).await;
@@ -230,7 +225,7 @@ mod tests {
         hub.set_ready(true, Some(Duration::from_secs(1)));
         hub.set_ready(true, Some(Duration::from_secs(9)));
         hub.set_ready(false, None);
-        let state = hub.state(Instant::now());
+        let state = hub.state(now());
         assert_eq!(
             (state.version, state.start_ms, state.ready),
             (3, Some(1000), false)

@@ -84,13 +84,13 @@ impl Stub {
             let stub = Arc::clone(&self);
             let service = service_fn(move |request| {
                 let stub = Arc::clone(&stub);
-                async move { Ok::<_, Infallible>(stub.answer(request)) }
+                async move { Ok::<_, Infallible>(stub.answer(&request)) }
             });
             connections.spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
         }
     }
 
-    fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<StubBody> {
+    fn answer(self: Arc<Self>, request: &Request<Incoming>) -> Response<StubBody> {
         let whole = |status, text: String| {
             let mut response = Response::new(Full::new(Bytes::from(text)).boxed_unsync());
             *response.status_mut() = status;
@@ -384,6 +384,8 @@ async fn paths_outside_the_api_do_not_reach_the_engine() {
         let answer = read_answer(&mut world.send(path, "").await).await;
         assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer}");
     }
+    let state: EngineState = serde_json::from_str(&world.get(STATE).await.1).unwrap();
+    assert_eq!(state.last_activity_age_ms, None, "probing is no activity");
 }
 
 #[tokio::test]

@@ -10,14 +10,16 @@ use kube::{
 use weir_crds::names;
 use weir_wire::config::{ConfigError, FILE_KEY, GatewayConfig};
 
-use super::Discovery;
+use super::{Discovery, WATCH_SECONDS};
 use crate::metrics::{ConfigResult, Watched};
 
 impl Discovery {
     pub(super) async fn watch_configuration(&self) {
         let name = names::gateway(&self.gateway);
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.namespace);
-        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+        let config = watcher::Config::default()
+            .fields(&format!("metadata.name={name}"))
+            .timeout(WATCH_SECONDS);
         let mut events = std::pin::pin!(watcher(api, config).default_backoff());
         while let Some(event) = events.next().await {
             match event {

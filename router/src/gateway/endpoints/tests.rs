@@ -9,6 +9,7 @@ use weir_wire::{
 };
 
 use super::*;
+use crate::sidecar::now;
 use cluster::{World, document, map, pod};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -57,11 +58,9 @@ async fn a_starting_gateway_knows_its_pods_and_their_workflows_before_it_is_read
     let mut world = World::new().await;
     let ready = world.sidecar("127.0.0.2", "i", false).await;
     ready.hub.set_ready(true, None);
-    ready.homes.record(
-        WorkflowKey::derive("t", "p0", "w"),
-        Some(100),
-        tokio::time::Instant::now(),
-    );
+    ready
+        .homes
+        .record(WorkflowKey::derive("t", "p0", "w"), Some(100), now());
     let _starting = world.sidecar("127.0.0.3", "j", false).await;
     world
         .api

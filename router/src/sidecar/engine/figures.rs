@@ -283,6 +283,13 @@ sglang:cached_tokens_total{cache_source="host",model_name="m"} 5
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_page_is_too_strange(page in r#"(vllm:(cache_config_info|num_requests_running)|[{}="\\, a1#\n]|\PC)*"#) {
+            let _ = parse_metrics(&page);
+        }
+    }
+
     #[test]
     fn absurd_values_saturate() {
         let figures = parse_metrics(&format!(

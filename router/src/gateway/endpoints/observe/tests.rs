@@ -51,9 +51,9 @@ impl World {
     }
 
     /// Applies events and compares the changes, written as `verb uid`.
-    fn check(&mut self, events: Vec<Event<Pod>>, expected: &[&str]) {
+    fn check(&mut self, events: &[Event<Pod>], expected: &[&str]) {
         let mut changes = Vec::new();
-        for event in &events {
+        for event in events {
             if self.pods.observe(event) {
                 changes.extend(advance(&mut self.followed, self.pods.wanted(&self.pools)));
             }
@@ -82,31 +82,31 @@ fn list(pods: Vec<Pod>) -> Vec<Event<Pod>> {
 #[test]
 fn a_pods_whole_life() {
     let mut world = World::new();
-    world.check(list(vec![]), &[]);
+    world.check(&list(vec![]), &[]);
     assert!(world.pods.is_complete());
     let no_address = json!({"status": {"podIP": null, "phase": "Pending"}});
-    world.check(vec![Event::Apply(pod("a", no_address))], &[]);
-    world.check(vec![Event::Apply(pod("a", json!({})))], &["follow a 10.0.0.1"]);
-    world.check(vec![Event::Apply(pod("a", json!({})))], &[]);
-    world.check(vec![Event::Apply(pod("a", ready()))], &["kubelet a true"]);
-    world.check(vec![Event::Apply(pod("a", json!({})))], &["kubelet a false"]);
-    world.check(vec![Event::Apply(pod("a", leaving()))], &["withdraw a"]);
+    world.check(&[Event::Apply(pod("a", no_address))], &[]);
+    world.check(&[Event::Apply(pod("a", json!({})))], &["follow a 10.0.0.1"]);
+    world.check(&[Event::Apply(pod("a", json!({})))], &[]);
+    world.check(&[Event::Apply(pod("a", ready()))], &["kubelet a true"]);
+    world.check(&[Event::Apply(pod("a", json!({})))], &["kubelet a false"]);
+    world.check(&[Event::Apply(pod("a", leaving()))], &["withdraw a"]);
     let mut late = leaving();
     merge(&mut late, ready());
-    world.check(vec![Event::Apply(pod("a", late))], &[]);
-    world.check(vec![Event::Delete(pod("a", leaving()))], &["forget a"]);
-    world.check(vec![Event::Delete(pod("a", leaving()))], &[]);
+    world.check(&[Event::Apply(pod("a", late))], &[]);
+    world.check(&[Event::Delete(pod("a", leaving()))], &["forget a"]);
+    world.check(&[Event::Delete(pod("a", leaving()))], &[]);
 }
 
 #[test]
 fn a_deletion_missed_while_the_watch_was_down_shows_in_the_next_list() {
     let mut world = World::new();
     world.check(
-        list(vec![pod("a", json!({})), pod("b", json!({}))]),
+        &list(vec![pod("a", json!({})), pod("b", json!({}))]),
         &["follow a 10.0.0.1", "follow b 10.0.0.1"],
     );
     world.check(
-        list(vec![pod("b", json!({})), pod("c", json!({}))]),
+        &list(vec![pod("b", json!({})), pod("c", json!({}))]),
         &["forget a", "follow c 10.0.0.1"],
     );
 }
@@ -114,31 +114,31 @@ fn a_deletion_missed_while_the_watch_was_down_shows_in_the_next_list() {
 #[test]
 fn a_list_that_breaks_off_changes_nothing() {
     let mut world = World::new();
-    world.check(list(vec![pod("a", json!({}))]), &["follow a 10.0.0.1"]);
+    world.check(&list(vec![pod("a", json!({}))]), &["follow a 10.0.0.1"]);
     world.check(
-        vec![Event::Init, Event::InitApply(pod("b", json!({}))), Event::Init],
+        &[Event::Init, Event::InitApply(pod("b", json!({}))), Event::Init],
         &[],
     );
-    world.check(list(vec![pod("a", json!({}))]), &[]);
+    world.check(&list(vec![pod("a", json!({}))]), &[]);
 }
 
 #[test]
 fn a_new_address_is_a_new_endpoint() {
     let mut world = World::new();
-    world.check(list(vec![pod("a", json!({}))]), &["follow a 10.0.0.1"]);
+    world.check(&list(vec![pod("a", json!({}))]), &["follow a 10.0.0.1"]);
     let moved = json!({"status": {"podIP": "10.0.0.2"}});
     world.check(
-        vec![Event::Apply(pod("a", moved))],
+        &[Event::Apply(pod("a", moved))],
         &["forget a", "follow a 10.0.0.2"],
     );
     let lost = json!({"status": {"podIP": null}});
-    world.check(vec![Event::Apply(pod("a", lost))], &["forget a"]);
+    world.check(&[Event::Apply(pod("a", lost))], &["forget a"]);
 }
 
 #[test]
 fn pods_that_are_no_endpoints_are_left_alone() {
     let mut world = World::new();
-    world.check(list(vec![]), &[]);
+    world.check(&list(vec![]), &[]);
     for over in [
         json!({"metadata": {"labels": {"weir.dev/pool": "other"}}}),
         json!({"metadata": {"labels": {"weir.dev/pool-uid": "another life of p"}}}),
@@ -149,7 +149,7 @@ fn pods_that_are_no_endpoints_are_left_alone() {
         json!({"status": {"phase": "Succeeded"}}),
         leaving(),
     ] {
-        world.check(vec![Event::Apply(pod("x", over))], &[]);
+        world.check(&[Event::Apply(pod("x", over))], &[]);
     }
 }
 
@@ -160,8 +160,8 @@ fn an_ended_pod_and_one_without_its_labels_are_forgotten() {
         json!({"metadata": {"labels": null}}),
     ] {
         let mut world = World::new();
-        world.check(list(vec![pod("a", json!({}))]), &["follow a 10.0.0.1"]);
-        world.check(vec![Event::Apply(pod("a", over))], &["forget a"]);
+        world.check(&list(vec![pod("a", json!({}))]), &["follow a 10.0.0.1"]);
+        world.check(&[Event::Apply(pod("a", over))], &["forget a"]);
     }
 }
 
@@ -169,7 +169,7 @@ fn an_ended_pod_and_one_without_its_labels_are_forgotten() {
 fn pods_follow_the_configured_pools() {
     let mut world = World::new();
     let pools = std::mem::take(&mut world.pools);
-    world.check(list(vec![pod("a", json!({}))]), &[]);
+    world.check(&list(vec![pod("a", json!({}))]), &[]);
     let wanted = world.pods.wanted(&pools);
     assert!(matches!(
         advance(&mut world.followed, wanted)[..],

@@ -11,7 +11,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
 use kube::client::Body;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::mpsc, time::Instant};
+use tokio::{net::TcpListener, sync::mpsc};
 use tower::service_fn;
 use weir_wire::sidecar::{HOMES, STATE};
 
@@ -19,6 +19,7 @@ use super::super::*;
 use crate::{
     admin::{self, Access, Admin, AdminBody, Call, Routes},
     metrics::Role,
+    sidecar::now,
     sidecar::{drain::Activity, homes::HomeMemory, state::StateHub},
 };
 
@@ -146,7 +147,7 @@ impl Routes for FakeRoutes {
             return std::future::pending().await;
         }
         if call.head.uri.path() == HOMES {
-            return admin::json(StatusCode::OK, &self.homes.list(Instant::now()));
+            return admin::json(StatusCode::OK, &self.homes.list(now()));
         }
         let number = |name| call.query(name).unwrap().parse::<u64>().unwrap();
         let state = self
@@ -209,7 +210,7 @@ impl World {
     }
 
     pub(super) async fn sidecar(&mut self, address: &str, instance: &str, mute: bool) -> FakeSidecar {
-        let activity = Activity::new(Instant::now());
+        let activity = Activity::new(now());
         let hub = Arc::new(StateHub::new(instance.into(), 4, activity));
         let homes = Arc::new(HomeMemory::new());
         let listener = TcpListener::bind((address, self.port)).await.unwrap();
