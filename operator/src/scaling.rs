@@ -6,6 +6,7 @@ mod actions;
 pub mod cost;
 pub mod decide;
 pub mod demand;
+pub mod engines;
 pub mod fence;
 pub mod idle;
 pub mod instant;
@@ -35,6 +36,7 @@ use weir_crds::{LLMPool, names};
 use self::{
     decide::{Action, Decision, Settings, View, decide},
     demand::Demand,
+    engines::{owned_by, rolling, writers},
     instant::{after, between},
     memory::Memory,
     outlook::{Change, Outlook},
@@ -336,48 +338,5 @@ impl Scaler {
             .events
             .publish(&kube::Resource::object_ref(pool, &()), what, note)
             .await;
-    }
-}
-
-/// Whether an object belongs to the pool of that UID.
-#[must_use]
-pub fn owned_by(object: &impl kube::Resource, uid: &str) -> bool {
-    object
-        .meta()
-        .owner_references
-        .iter()
-        .flatten()
-        .any(|owner| owner.uid == uid)
-}
-
-/// The Deployment has not caught up with its template.
-fn rolling(deployment: &Deployment) -> bool {
-    let Some(status) = &deployment.status else {
-        return true;
-    };
-    let updated = status.updated_replicas.unwrap_or(0);
-    status.observed_generation < deployment.metadata.generation || updated < status.replicas.unwrap_or(0)
-}
-
-/// Field managers besides our own that wrote replicas.
-fn writers(deployment: &Deployment) -> String {
-    let mut writers: Vec<&str> = deployment
-        .metadata
-        .managed_fields
-        .iter()
-        .flatten()
-        .filter(|entry| entry.manager.as_deref() != Some(names::FIELD_MANAGER))
-        .filter(|entry| {
-            let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
-            fields.is_some_and(|fields| fields.pointer("/f:spec/f:replicas").is_some())
-        })
-        .filter_map(|entry| entry.manager.as_deref())
-        .collect();
-    writers.sort_unstable();
-    writers.dedup();
-    if writers.is_empty() {
-        "an unknown writer".to_owned()
-    } else {
-        writers.join(", ")
     }
 }
