@@ -101,6 +101,8 @@ struct Scaler {
     epoch: AtomicU64,
     failures: u32,
     failure: Option<String>,
+    /// Events on their way: nothing waits for them.
+    news: JoinSet<()>,
 }
 
 /// What one look found.
@@ -126,6 +128,7 @@ impl Scaler {
             epoch: AtomicU64::new(0),
             failures: 0,
             failure: None,
+            news: JoinSet::new(),
         }
     }
 
@@ -220,8 +223,9 @@ impl Scaler {
         if pool.metadata.deletion_timestamp.is_some() {
             return None;
         }
-        let siblings = self.operator.pools_of(&self.key.namespace);
-        let refused = validate::refusal(&pool, &siblings).is_some();
+        let siblings = self.operator.caches.pools.list(&self.key.namespace);
+        let siblings = siblings.iter().filter_map(|found| found.0.as_ref().ok());
+        let refused = validate::refusal(&pool, siblings).is_some();
         let gateway = self.key.sibling(&pool.spec.gateway);
         let replicas = self.operator.board.view(&gateway, &self.key.name, &self.uid);
         let deployment = self
@@ -333,10 +337,13 @@ impl Scaler {
         }
     }
 
-    async fn event(&self, pool: &LLMPool, what: What, note: &str) {
-        self.operator
-            .events
-            .publish(&kube::Resource::object_ref(pool, &()), what, note)
-            .await;
+    fn event(&mut self, pool: &LLMPool, what: What, note: String) {
+        while self.news.try_join_next().is_some() {}
+        let (events, about) = (
+            self.operator.events.clone(),
+            kube::Resource::object_ref(pool, &()),
+        );
+        self.news
+            .spawn(async move { events.publish(&about, what, &note).await });
     }
 }

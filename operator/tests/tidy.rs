@@ -59,8 +59,8 @@ fn code(text: &str) -> &str {
 }
 
 fn files(dir: &Path, found: &mut Vec<std::path::PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
+    for entry in fs::read_dir(dir).expect("the directory is in the repository") {
+        let path = entry.expect("the directory can be read").path();
         if path.is_dir() {
             files(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
@@ -100,9 +100,10 @@ fn files_are_short() {
             path.display(),
             text.lines().count()
         );
+        let is_test = path.ends_with("tests.rs") || path.starts_with(root.join("tests"));
         let lines = code(&text).lines().count();
         assert!(
-            lines <= MAX_CODE_LINES,
+            is_test || lines <= MAX_CODE_LINES,
             "{} has {lines} lines without tests",
             path.display()
         );

@@ -104,3 +104,12 @@ pub(crate) fn operator(mock: &Arc<Mock>, pods: Vec<Pod>) -> Operator {
         reported: Arc::default(),
     }
 }
+
+/// Now, on the clock that a test may have paused.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test measures how long something waited"
+)]
+pub(crate) fn now() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}

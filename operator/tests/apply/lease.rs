@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use serde_json::json;
 use weir_operator::lease::{Elector, Settings};
 
-use crate::mock::Mock;
+use crate::{fixture::now, mock::Mock};
 
 const PATH: &str = "/apis/coordination.k8s.io/v1/namespaces/weir-system/leases/weir-operator";
 const SETTINGS: Settings = Settings {
@@ -35,7 +35,7 @@ async fn the_first_takes_it_and_a_follower_waits_the_whole_duration_on_its_own_c
     assert_eq!(first.next_epoch(), (1 << 32) + 1);
     assert_eq!(first.next_epoch(), (1 << 32) + 2);
     // The leader is gone: nobody renews. Its record's wall-clock time plays no part.
-    let began = tokio::time::Instant::now();
+    let began = now();
     let second = elector(&mock, "b").acquire().await;
     let waited = began.elapsed();
     assert!(
@@ -73,7 +73,7 @@ async fn a_leader_cut_off_stops_before_anyone_may_take_over() {
     let mock = Arc::new(Mock::default());
     let mut leader = elector(&mock, "a");
     let term = leader.acquire().await;
-    let began = tokio::time::Instant::now();
+    let began = now();
     mock.hang("/leases/");
     leader.keep(&term).await;
     assert!(term.remaining().is_zero());
@@ -100,7 +100,7 @@ async fn a_released_lease_is_taken_at_the_next_attempt() {
     let term = first.acquire().await;
     first.release(&term).await;
     assert!(term.remaining().is_zero());
-    let began = tokio::time::Instant::now();
+    let began = now();
     elector(&mock, "b").acquire().await;
     assert!(began.elapsed() <= SETTINGS.retry, "{:?}", began.elapsed());
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 use weir_operator::{calls::Calls, gateway, lease::Leadership, llm_pool, queue::Outcome, workflow_policy};
 
 use crate::{
-    fixture::{NAMESPACE, deployment_path, key, operator, pool_path, put_pool},
+    fixture::{NAMESPACE, deployment_path, key, now, operator, pool_path, put_pool},
     mock::Mock,
 };
 
@@ -209,7 +209,7 @@ async fn an_api_call_that_hangs_times_out_and_the_rest_goes_on() {
     let mock = world();
     mock.hang("/deployments/coder-engine");
     let operator = operator(&mock, Vec::new());
-    let began = tokio::time::Instant::now();
+    let began = now();
     assert_eq!(
         Box::pin(llm_pool::reconcile(operator.clone(), key("coder"))).await,
         Outcome::Failed
@@ -265,4 +265,20 @@ async fn a_gateway_that_no_pool_names_is_removed() {
         mock.get(&deployment_path("coder-engine")).is_some(),
         "the pool keeps its engines"
     );
+}
+
+#[tokio::test]
+async fn a_gateway_stays_while_a_pool_that_may_name_it_cannot_be_read() {
+    let mock = world();
+    reconcile_all(&mock).await;
+    let mut poison = mock.get(&pool_path("coder")).unwrap();
+    poison["spec"]["model"] = json!(7);
+    mock.put(&pool_path("coder"), poison);
+    mock.writes();
+    let operator = operator(&mock, Vec::new());
+    assert_eq!(
+        Box::pin(gateway::reconcile(operator, key("weir"))).await,
+        Outcome::Done
+    );
+    assert_eq!(mock.writes(), []);
 }
