@@ -8,21 +8,18 @@ pub mod stream;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use tokio::{
-    sync::Notify,
-    task::{AbortHandle, JoinSet},
-};
+use tokio::task::{AbortHandle, JoinSet};
 use weir_crds::names;
 use weir_wire::{control::OrderAnswer, control::OrderRequest, control::orders_path, ports};
 
 use self::board::{Board, Replica};
-use crate::{key::Key, metrics::Metrics};
+use crate::{key::Key, metrics::Metrics, operator::Operator};
 
 /// Longest wait for the answer to an order.
 pub const ORDER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -85,19 +82,14 @@ pub fn replica_of(pod: &Pod) -> Option<(Key, Replica)> {
     Some((Key::new(&pod.namespace().unwrap_or_default(), gateway), replica))
 }
 
-/// Keeps one stream per gateway pod, for ever. `pods` lists the pods now, `changed` says when to look again.
-pub async fn keep_streams(
-    board: Arc<Board>,
-    tokens: Arc<Tokens>,
-    metrics: Metrics,
-    pods: impl Fn() -> Vec<Arc<Pod>>,
-    changed: Arc<Notify>,
-) {
+/// Keeps one stream per gateway pod, until one panics.
+pub async fn keep_streams(operator: Operator) {
     let mut tasks = JoinSet::new();
     let mut running: BTreeMap<(Key, Replica), AbortHandle> = BTreeMap::new();
     loop {
-        let wanted: BTreeSet<(Key, Replica)> = pods().iter().filter_map(|pod| replica_of(pod)).collect();
-        board.expect(&wanted);
+        let pods = operator.caches.pods.all();
+        let wanted: BTreeSet<(Key, Replica)> = pods.iter().filter_map(|pod| replica_of(pod)).collect();
+        operator.board.expect(&wanted);
         running.retain(|entry, task| {
             let keep = wanted.contains(entry);
             if !keep {
@@ -108,17 +100,18 @@ pub async fn keep_streams(
         for entry in wanted {
             running.entry(entry.clone()).or_insert_with(|| {
                 let (gateway, replica) = entry;
-                tasks.spawn(follow(
-                    Arc::clone(&board),
-                    Arc::clone(&tokens),
-                    metrics.clone(),
-                    gateway,
-                    replica,
-                ))
+                tasks.spawn(
+                    Follower {
+                        operator: operator.clone(),
+                        gateway,
+                        replica,
+                    }
+                    .follow(),
+                )
             });
         }
         tokio::select! {
-            () = changed.notified() => {}
+            () = operator.work.gateway_pods.notified() => {}
             Some(ended) = tasks.join_next() => {
                 if let Err(error) = ended && error.is_panic() {
                     tracing::error!(%error, "a control stream panicked");
@@ -129,26 +122,51 @@ pub async fn keep_streams(
     }
 }
 
-async fn follow(board: Arc<Board>, tokens: Arc<Tokens>, metrics: Metrics, gateway: Key, replica: Replica) {
-    let mut pause = FIRST_RECONNECT;
-    loop {
-        if let Some(token) = tokens.get(&gateway) {
-            let live = Live {
-                board: &board,
-                metrics: &metrics,
-                gateway: &gateway,
-                replica: &replica,
-                said: false,
-            };
-            let (said, error) = live.read(&token).await;
-            tracing::info!(gateway = %gateway, pod = replica.pod, %error, "a control stream ended");
-            if said {
-                metrics.control_breaks.inc();
-                pause = FIRST_RECONNECT;
+/// Follows one gateway pod for as long as it exists.
+struct Follower {
+    operator: Operator,
+    gateway: Key,
+    replica: Replica,
+}
+
+impl Follower {
+    async fn follow(self) {
+        let Self {
+            operator:
+                Operator {
+                    board,
+                    tokens,
+                    metrics,
+                    work,
+                    ..
+                },
+            gateway,
+            replica,
+        } = &self;
+        let mut pause = FIRST_RECONNECT;
+        loop {
+            if let Some(token) = tokens.get(gateway) {
+                let live = Live {
+                    board,
+                    metrics,
+                    gateway,
+                    replica,
+                    said: false,
+                };
+                let (said, error) = live.read(&token).await;
+                tracing::info!(gateway = %gateway, pod = replica.pod, %error, "a control stream ended");
+                if said {
+                    metrics.control_breaks.inc();
+                    pause = FIRST_RECONNECT;
+                }
+                if error.is_refusal() {
+                    // The Secret may have been changed: reconciling the gateway reads it again.
+                    work.gateways.add(gateway.clone());
+                }
             }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(MAX_RECONNECT);
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(MAX_RECONNECT);
     }
 }
 

@@ -18,6 +18,10 @@ pub async fn reconcile(operator: Operator, key: Key) -> Outcome {
             return Outcome::Failed;
         }
     };
+    if observed.pools.is_empty() && observed.unreadable {
+        tracing::warn!(gateway = %key, "no readable pool names the gateway; it stays, for an unreadable one may");
+        return Outcome::Done;
+    }
     if observed.pools.is_empty() {
         operator.tokens.forget(&key);
         return match apply::remove_all(&operator.calls, &observed).await {

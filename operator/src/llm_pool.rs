@@ -34,7 +34,7 @@ pub async fn reconcile(operator: Operator, key: Key) -> Outcome {
     {
         Ok(desired) => {
             // (client) the only writer of those objects
-            Some(apply::apply(&operator.calls, &key, &observed, desired).await)
+            Some(Box::pin(apply::apply(&operator.calls, &key, &observed, desired)).await)
         }
         Err(_) => None,
     };

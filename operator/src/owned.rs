@@ -150,7 +150,7 @@ fn check_owner<K: Resource<DynamicType = ()>>(current: &K, owner: Owner<'_>) -> 
         return Err(EnsureError::Foreign { kind, name });
     }
     match owner {
-        Owner::Pool(uid) if !crate::scaling::owned_by(current, uid) => {
+        Owner::Pool(uid) if !crate::scaling::engines::owned_by(current, uid) => {
             Err(EnsureError::Leaving { kind, name })
         }
         Owner::Pool(_) | Owner::Gateway if current.meta().deletion_timestamp.is_some() => {

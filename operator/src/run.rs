@@ -186,17 +186,7 @@ async fn work_on(operator: Operator, health: Health) {
     operator.caches.ready().await;
     health.set(Readiness::Leading);
     let mut parts = JoinSet::new();
-    let streams = {
-        let pods = operator.caches.pods.clone();
-        keep_streams(
-            Arc::clone(&operator.board),
-            Arc::clone(&operator.tokens),
-            operator.metrics.clone(),
-            move || pods.all(),
-            Arc::clone(&operator.work.gateway_pods),
-        )
-    };
-    parts.spawn(streams);
+    parts.spawn(keep_streams(operator.clone()));
     parts.spawn(keep_scalers(operator.clone()));
     parts.spawn(queue(&operator, &operator.work.pools, llm_pool::reconcile));
     parts.spawn(queue(

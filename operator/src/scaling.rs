@@ -6,6 +6,7 @@ mod actions;
 pub mod cost;
 pub mod decide;
 pub mod demand;
+pub mod engines;
 pub mod fence;
 pub mod idle;
 pub mod instant;
@@ -35,6 +36,7 @@ use weir_crds::{LLMPool, names};
 use self::{
     decide::{Action, Decision, Settings, View, decide},
     demand::Demand,
+    engines::{owned_by, rolling, writers},
     instant::{after, between},
     memory::Memory,
     outlook::{Change, Outlook},
@@ -99,6 +101,8 @@ struct Scaler {
     epoch: AtomicU64,
     failures: u32,
     failure: Option<String>,
+    /// Events on their way: nothing waits for them.
+    news: JoinSet<()>,
 }
 
 /// What one look found.
@@ -124,6 +128,7 @@ impl Scaler {
             epoch: AtomicU64::new(0),
             failures: 0,
             failure: None,
+            news: JoinSet::new(),
         }
     }
 
@@ -218,8 +223,9 @@ impl Scaler {
         if pool.metadata.deletion_timestamp.is_some() {
             return None;
         }
-        let siblings = self.operator.pools_of(&self.key.namespace);
-        let refused = validate::refusal(&pool, &siblings).is_some();
+        let siblings = self.operator.caches.pools.list(&self.key.namespace);
+        let siblings = siblings.iter().filter_map(|found| found.0.as_ref().ok());
+        let refused = validate::refusal(&pool, siblings).is_some();
         let gateway = self.key.sibling(&pool.spec.gateway);
         let replicas = self.operator.board.view(&gateway, &self.key.name, &self.uid);
         let deployment = self
@@ -331,53 +337,13 @@ impl Scaler {
         }
     }
 
-    async fn event(&self, pool: &LLMPool, what: What, note: &str) {
-        self.operator
-            .events
-            .publish(&kube::Resource::object_ref(pool, &()), what, note)
-            .await;
-    }
-}
-
-/// Whether an object belongs to the pool of that UID.
-#[must_use]
-pub fn owned_by(object: &impl kube::Resource, uid: &str) -> bool {
-    object
-        .meta()
-        .owner_references
-        .iter()
-        .flatten()
-        .any(|owner| owner.uid == uid)
-}
-
-/// The Deployment has not caught up with its template.
-fn rolling(deployment: &Deployment) -> bool {
-    let Some(status) = &deployment.status else {
-        return true;
-    };
-    let updated = status.updated_replicas.unwrap_or(0);
-    status.observed_generation < deployment.metadata.generation || updated < status.replicas.unwrap_or(0)
-}
-
-/// Field managers besides our own that wrote replicas.
-fn writers(deployment: &Deployment) -> String {
-    let mut writers: Vec<&str> = deployment
-        .metadata
-        .managed_fields
-        .iter()
-        .flatten()
-        .filter(|entry| entry.manager.as_deref() != Some(names::FIELD_MANAGER))
-        .filter(|entry| {
-            let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
-            fields.is_some_and(|fields| fields.pointer("/f:spec/f:replicas").is_some())
-        })
-        .filter_map(|entry| entry.manager.as_deref())
-        .collect();
-    writers.sort_unstable();
-    writers.dedup();
-    if writers.is_empty() {
-        "an unknown writer".to_owned()
-    } else {
-        writers.join(", ")
+    fn event(&mut self, pool: &LLMPool, what: What, note: String) {
+        while self.news.try_join_next().is_some() {}
+        let (events, about) = (
+            self.operator.events.clone(),
+            kube::Resource::object_ref(pool, &()),
+        );
+        self.news
+            .spawn(async move { events.publish(&about, what, &note).await });
     }
 }

@@ -35,6 +35,14 @@ pub enum StreamError {
     Form(#[source] serde_json::Error),
 }
 
+impl StreamError {
+    /// The token was refused.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Http(HttpError::Status(status)) if matches!(status.as_u16(), 401 | 403))
+    }
+}
+
 /// Cuts a byte stream into lines.
 #[derive(Debug, Default)]
 pub struct Lines {

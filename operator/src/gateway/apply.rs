@@ -127,6 +127,7 @@ pub async fn apply(
 pub async fn remove_all(calls: &Calls, observed: &Observed) -> Result<(), CallError> {
     let Observed {
         pools: _,
+        unreadable: _,
         policies: _,
         token: _,
         secret,

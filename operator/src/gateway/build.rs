@@ -215,3 +215,58 @@ fn network_policy(maker: &Maker<'_>) -> NetworkPolicy {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn objects_of_a_gateway() {
+        let pools: Vec<LLMPool> = ["b", "a"]
+            .iter()
+            .map(|name| {
+                serde_json::from_value(json!({
+                    "apiVersion": "weir.dev/v1alpha1", "kind": "LLMPool",
+                    "metadata": {"name": name, "namespace": "agents", "uid": format!("uid-{name}")},
+                    "spec": {"model": {"name": name, "source": "image"}, "engine": {"image": "e"}},
+                }))
+                .unwrap()
+            })
+            .collect();
+        let config = crate::gateway::config::render("weir", &pools, &[]).unwrap();
+        let desired = build(&Key::new("agents", "weir"), &pools, &config, "t0ken", "router:1").unwrap();
+        insta::assert_yaml_snapshot!("gateway_deployment", desired.deployment);
+        insta::assert_yaml_snapshot!("gateway_service", desired.service);
+        insta::assert_yaml_snapshot!("gateway_role", desired.role);
+        insta::assert_yaml_snapshot!("gateway_network_policy", desired.network_policy);
+        let owners = |metadata: &ObjectMeta| {
+            let references = metadata.owner_references.clone().unwrap_or_default();
+            references.into_iter().map(|owner| owner.uid).collect::<Vec<_>>()
+        };
+        let Desired {
+            secret,
+            service_account,
+            role,
+            role_binding,
+            config_map,
+            network_policy,
+            budget,
+            service,
+            deployment,
+        } = desired;
+        for metadata in [
+            secret.metadata,
+            service_account.metadata,
+            role.metadata,
+            role_binding.metadata,
+            config_map.metadata,
+            network_policy.metadata,
+            budget.metadata,
+            service.metadata,
+            deployment.metadata,
+        ] {
+            assert_eq!(owners(&metadata), ["uid-a", "uid-b"], "{:?}", metadata.name);
+        }
+    }
+}

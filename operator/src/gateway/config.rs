@@ -134,3 +134,82 @@ fn class(class: PriorityClass) -> wire::PriorityClass {
         PriorityClass::Batch => wire::PriorityClass::Batch,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn pool(name: &str, second: u32, spec: &Value) -> LLMPool {
+        let mut whole = json!({"model": {"name": name, "source": "image"}, "engine": {"image": "e"}});
+        for (key, value) in spec.as_object().into_iter().flatten() {
+            whole[key] = value.clone();
+        }
+        serde_json::from_value(json!({
+            "apiVersion": "weir.dev/v1alpha1", "kind": "LLMPool",
+            "metadata": {"name": name, "namespace": "n", "uid": name,
+                "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")},
+            "spec": whole,
+        }))
+        .unwrap()
+    }
+
+    fn agents() -> WorkflowPolicy {
+        let mut policy: WorkflowPolicy =
+            serde_saphyr::from_str(include_str!("../../../deploy/samples/policy-agents.yaml")).unwrap();
+        policy.metadata.namespace = Some("n".to_owned());
+        policy
+    }
+
+    #[test]
+    fn a_configuration_is_rendered_and_reads_back() {
+        let pools = [
+            pool("b", 1, &json!({"startup": {"deadline": "5m"}, "suspend": true})),
+            pool(
+                "a",
+                2,
+                &json!({"engine": {"image": "e", "maxConcurrency": 9}, "hold": {"timeout": "20s"}}),
+            ),
+            pool("elsewhere", 3, &json!({"gateway": "other"})),
+        ];
+        let config = render("weir", &pools, &[agents()]).unwrap();
+        let yaml = config.to_yaml().unwrap();
+        insta::assert_snapshot!("gateway_config", yaml);
+        assert_eq!(GatewayConfig::parse(&yaml).unwrap(), config);
+    }
+
+    #[test]
+    fn order_of_objects_does_not_change_the_configuration() {
+        let mut pools = vec![
+            pool("a", 1, &json!({})),
+            pool("b", 2, &json!({})),
+            pool("c", 3, &json!({})),
+        ];
+        let first = render("weir", &pools, &[agents()]).unwrap().hash().unwrap();
+        pools.reverse();
+        assert_eq!(
+            render("weir", &pools, &[agents()]).unwrap().hash().unwrap(),
+            first
+        );
+    }
+
+    #[test]
+    fn refused_and_broken_pools_are_left_out() {
+        let twin = json!({"model": {"name": "a", "source": "image"}});
+        let broken = json!({"idle": {"policy": "Fixed"}});
+        let pools = [
+            pool("a", 1, &json!({})),
+            pool("twin", 2, &twin),
+            pool("broken", 3, &broken),
+        ];
+        let config = render("weir", &pools, &[]).unwrap();
+        assert_eq!(
+            config
+                .pools
+                .iter()
+                .map(|pool| pool.name.as_str())
+                .collect::<Vec<_>>(),
+            ["a"]
+        );
+    }
+}

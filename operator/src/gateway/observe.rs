@@ -20,6 +20,8 @@ use crate::{calls::CallError, key::Key, operator::Operator};
 pub struct Observed {
     /// Pools that name the gateway.
     pub pools: Vec<LLMPool>,
+    /// Some pool of the namespace cannot be read: it may name the gateway too.
+    pub unreadable: bool,
     /// Policies of the namespace.
     pub policies: Vec<WorkflowPolicy>,
     /// The token, if its Secret holds a usable one.
@@ -82,6 +84,12 @@ pub async fn observe(operator: &Operator, key: &Key) -> Result<Observed, CallErr
     let name = key.sibling(&names::gateway(&key.name));
     Ok(Observed {
         pools,
+        unreadable: operator
+            .caches
+            .pools
+            .list(&key.namespace)
+            .iter()
+            .any(|pool| pool.0.is_err()),
         policies: operator.policies_of(&key.namespace),
         token: secret.as_ref().and_then(usable_token),
         secret,

@@ -132,10 +132,10 @@ pub fn validate(pool: &LLMPool, siblings: &[LLMPool]) -> Result<Valid, Invalid> 
 
 /// Why `pool` is not served, given all pools of its namespace.
 #[must_use]
-pub fn refusal(pool: &LLMPool, siblings: &[LLMPool]) -> Option<Refusal> {
-    let of_gateway = siblings
-        .iter()
-        .filter(|other| other.spec.gateway == pool.spec.gateway);
+pub fn refusal<'a>(pool: &LLMPool, siblings: impl IntoIterator<Item = &'a LLMPool>) -> Option<Refusal> {
+    let of_gateway = siblings.into_iter().filter(|other| {
+        other.spec.gateway == pool.spec.gateway && other.metadata.deletion_timestamp.is_none()
+    });
     let mut refusals = refusals(of_gateway);
     refusals.remove(&pool.uid().unwrap_or_default()).flatten()
 }

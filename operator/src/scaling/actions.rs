@@ -64,7 +64,7 @@ impl Scaler {
                 let note = format!(
                     "engine pod {name} was not ready after {limit} (startup.deadline); it is started anew"
                 );
-                self.event(&look.pool, What::StartTimeout, &note).await;
+                self.event(&look.pool, What::StartTimeout, note);
                 Ok(())
             }
             Action::Hurry { name, uid } => self.delete_pod(name, uid).await,
@@ -89,7 +89,7 @@ impl Scaler {
             "{who} changed the replicas of Deployment {}; written back to {replicas}. Change spec.scaling of the pool instead",
             names::engine(&self.key.name)
         );
-        self.event(&look.pool, What::ReplicasChanged, &note).await;
+        self.event(&look.pool, What::ReplicasChanged, note);
         Ok(())
     }
 
@@ -111,14 +111,14 @@ impl Scaler {
                 .wake_seconds
                 .observe(began.elapsed().as_secs_f64());
             let note = format!("{} requests wait; engine pods 0 -> {replicas}", demand.waiting());
-            self.event(&look.pool, What::Waking, &note).await;
+            self.event(&look.pool, What::Waking, note);
         } else {
             let note = format!(
                 "{} requests run and {} wait; engine pods {before} -> {replicas}",
                 demand.in_flight,
                 demand.waiting()
             );
-            self.event(&look.pool, What::ScalingUp, &note).await;
+            self.event(&look.pool, What::ScalingUp, note);
         }
         Ok(())
     }
@@ -176,7 +176,7 @@ impl Scaler {
             "fewer engine pods are enough: {} -> {replicas}, without {name}",
             replicas + 1
         );
-        self.event(&look.pool, What::ScalingDown, &note).await;
+        self.event(&look.pool, What::ScalingDown, note);
         Ok(())
     }
 
@@ -227,8 +227,7 @@ impl Scaler {
             .with_label_values(&["zero"])
             .inc();
         tracing::info!(pool = %self.key, "replicas are zero");
-        self.event(&look.pool, What::ScaledToZero, &decision.sentence)
-            .await;
+        self.event(&look.pool, What::ScaledToZero, decision.sentence.clone());
         Ok(())
     }
 

@@ -1,6 +1,9 @@
 //! One look at one pool: what is seen, remembered and wanted becomes at most one action, and everything that status
 //! says about scaling. Pure.
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use jiff::Timestamp;

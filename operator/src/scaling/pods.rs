@@ -136,14 +136,12 @@ impl EnginePod {
         })
     }
 
-    /// Since when the pod has been able to become ready and has not; `None` while it has no node or is ready.
+    /// Since when the engine has been able to become ready and has not; `None` while it does not run (no node, an
+    /// image on its way) or is ready.
     #[must_use]
     pub fn starting_since(&self) -> Option<Timestamp> {
-        let scheduled = self.scheduled?;
-        (!self.ready).then(|| {
-            self.ready_changed
-                .map_or(scheduled, |changed| changed.max(scheduled))
-        })
+        let started = self.engine_started?;
+        (!self.ready).then(|| self.ready_changed.map_or(started, |changed| changed.max(started)))
     }
 }
 
@@ -219,12 +217,21 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_lost_readiness_starts_again_from_then() {
-        let read = pod(&json!({"conditions": [
-            {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:01Z"},
-            {"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:01:00Z"},
-        ]}));
-        assert_eq!(read.starting_since(), Some(at(60)));
+    fn a_start_begins_with_the_engine_and_again_when_readiness_is_lost() {
+        let running = |ready_since: &str| {
+            pod(&json!({
+                "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": ready_since}],
+                "containerStatuses": [{"name": "engine", "image": "e", "imageID": "", "ready": false,
+                    "restartCount": 0, "state": {"running": {"startedAt": "2026-01-01T00:00:30Z"}}}],
+            }))
+        };
+        assert_eq!(running("2026-01-01T00:00:01Z").starting_since(), Some(at(30)));
+        assert_eq!(running("2026-01-01T00:01:00Z").starting_since(), Some(at(60)));
+        assert_eq!(
+            pod(&json!({})).starting_since(),
+            None,
+            "an image may take its time"
+        );
     }
 
     #[test]

@@ -1,0 +1,14 @@
+//! The operator against an API server in memory, and gateways of its own making.
+
+#[cfg(test)]
+mod control;
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod lease;
+#[cfg(test)]
+mod mock;
+#[cfg(test)]
+mod reconcile;
+#[cfg(test)]
+mod scaling;
