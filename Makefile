@@ -100,6 +100,11 @@ fuzz-run: $(WEIR_CACHE)/tools/cargo-fuzz-$(CARGO_FUZZ)
 
 ## Benchmarks: the command and the machine stand in target/bench/NAME.json
 
+.PHONY: bench-proxy
+bench-proxy: setup ## The gateway beside nginx and a direct connection, on one core (needs nginx, wrk)
+	@$(call loud,compiling (release)) cargo bench --locked -p weir-router --bench proxy --no-run
+	@cargo bench --locked -p weir-router --bench proxy
+
 bench-%: setup ## Run the benchmark NAME: make bench-NAME
 	@$(call loud,compiling (release)) cargo build --locked --release --bins -p weir-operator -p weir-router -p weir-e2e
 	@$(TARGET)/release/bench $*
