@@ -132,7 +132,10 @@ async fn wake(
         gateway.url
     ));
     let before = observer.view().wakes().count();
-    let ask = async { tokio::time::timeout(MINUTE * 3, request::ask(&gateway.url, MODEL)).await? };
+    let ask = async {
+        let answer = tokio::time::timeout(MINUTE * 3, request::ask(&gateway.url, MODEL)).await;
+        answer.context("the first request")?.context("the first request")
+    };
     let course = async {
         let held = |view: &View| view.wakes().nth(before);
         let patched = observer
@@ -155,9 +158,7 @@ async fn wake(
             .await?;
         anyhow::Ok((patched, ready))
     };
-    let (answer, course) = tokio::join!(ask, course);
-    let (patched, ready) = course?;
-    let answer = answer.context("the first request")?;
+    let (answer, (patched, ready)) = tokio::try_join!(ask, course)?;
     ensure!(
         answer.status == 200 && answer.whole,
         "the first request was answered badly: {answer:?}"
