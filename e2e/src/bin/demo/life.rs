@@ -146,6 +146,11 @@ async fn wake(
                 held,
             )
             .await?;
+        // The status follows the order by a moment; one that does not is shown as it is.
+        let waking = |view: &View| (view.reason() != "AtZero").then_some(());
+        let _ = observer
+            .until_seen(Duration::from_secs(2), &Detail::default(), waking)
+            .await;
         show(stage, "first request held", shown).await?;
         let ready = |view: &View| view.ready_after(patched);
         let ready = observer
