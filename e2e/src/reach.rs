@@ -5,9 +5,18 @@ use std::{process::Stdio, time::Duration};
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, Client};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::TcpStream,
+};
 
-use crate::cluster::{Cluster, command::Group};
+use crate::{
+    cluster::{Cluster, command::Group},
+    condition::{Seen, await_condition},
+};
+
+/// Longest wait for a Service to accept.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A way to a Service; it closes when dropped.
 #[derive(Debug)]
@@ -20,7 +29,7 @@ pub struct Reach {
 /// Opens a way to a port of a Service: its own address on the local Kubernetes, `kubectl port-forward` elsewhere.
 ///
 /// # Errors
-/// The Service does not exist, or cannot be forwarded.
+/// The Service does not exist, accepts no connection within 30 s, or cannot be forwarded.
 pub async fn reach(
     cluster: &Cluster,
     client: &Client,
@@ -40,6 +49,16 @@ pub async fn reach(
         .spec
         .and_then(|spec| spec.cluster_ip)
         .context("the Service has no address")?;
+    // A Service accepts a moment after its endpoints are Ready.
+    await_condition(
+        &format!("{service} to accept connections"),
+        PATIENCE,
+        async || {
+            TcpStream::connect((address.as_str(), port)).await?;
+            Ok(Seen::Done(()))
+        },
+    )
+    .await?;
     Ok(Reach::direct(&address, port))
 }
 

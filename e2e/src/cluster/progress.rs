@@ -117,7 +117,7 @@ impl Detail {
 
     fn suffix(&self) -> String {
         let text = self.get();
-        let shown: String = text.chars().take(120).collect();
+        let shown: String = text.chars().take(170).collect();
         if shown.is_empty() {
             shown
         } else {
@@ -148,6 +148,6 @@ mod tests {
     fn long_details_are_cut() {
         let detail = Detail::default();
         detail.set("x".repeat(500));
-        assert_eq!(detail.suffix().len(), 122);
+        assert_eq!(detail.suffix().len(), 172);
     }
 }

@@ -132,7 +132,10 @@ async fn wake(
         gateway.url
     ));
     let before = observer.view().wakes().count();
-    let ask = async { tokio::time::timeout(MINUTE * 3, request::ask(&gateway.url, MODEL)).await? };
+    let ask = async {
+        let answer = tokio::time::timeout(MINUTE * 3, request::ask(&gateway.url, MODEL)).await;
+        answer.context("the first request")?.context("the first request")
+    };
     let course = async {
         let held = |view: &View| view.wakes().nth(before);
         let patched = observer
@@ -143,6 +146,11 @@ async fn wake(
                 held,
             )
             .await?;
+        // The status follows the order by a moment; one that does not is shown as it is.
+        let waking = |view: &View| (view.reason() != "AtZero").then_some(());
+        let _ = observer
+            .until_seen(Duration::from_secs(2), &Detail::default(), waking)
+            .await;
         show(stage, "first request held", shown).await?;
         let ready = |view: &View| view.ready_after(patched);
         let ready = observer
@@ -155,9 +163,7 @@ async fn wake(
             .await?;
         anyhow::Ok((patched, ready))
     };
-    let (answer, course) = tokio::join!(ask, course);
-    let (patched, ready) = course?;
-    let answer = answer.context("the first request")?;
+    let (answer, (patched, ready)) = tokio::try_join!(ask, course)?;
     ensure!(
         answer.status == 200 && answer.whole,
         "the first request was answered badly: {answer:?}"

@@ -42,18 +42,21 @@ struct Args {
 async fn main() -> ExitCode {
     let args = Args::parse();
     let progress = Progress::new();
-    let mut stage = stage::Stage::new(progress.clone(), args.keep);
+    let mut stage = stage::Stage::new(progress.clone());
+    let mut keep = args.keep;
     let outcome = tokio::select! {
         outcome = life::live(&args, &mut stage) => outcome,
-        signal = interrupted() => Err(anyhow::anyhow!("{signal}")),
+        signal = interrupted() => {
+            keep = false;
+            Err(anyhow::anyhow!("{signal}"))
+        }
     };
     let succeeded = outcome.is_ok();
     if let Err(error) = outcome {
         progress.say(format_args!("error: {error:#}"));
         stage.explain().await;
     }
-    // Nothing is kept of a run that did not end well.
-    match stage.strike(succeeded).await {
+    match stage.strike(keep).await {
         Ok(()) if succeeded => ExitCode::SUCCESS,
         Ok(()) => ExitCode::FAILURE,
         Err(error) => {

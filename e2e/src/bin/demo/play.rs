@@ -104,6 +104,8 @@ pub(crate) async fn play(
             "60",
             "--prompt-scale",
             "0.05",
+            "--output-scale",
+            "0.2",
         ])
         .arg("--records")
         .arg(directory.join("requests.jsonl"))

@@ -286,7 +286,17 @@ impl Report {
             "  cluster        Kubernetes {} ({})",
             self.cluster.version, self.cluster.kind
         )?;
-        writeln!(out, "  played         {}\n", self.trace)
+        let played = |field: &str| {
+            self.trace.get(field).map_or_else(String::new, |value| {
+                value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+            })
+        };
+        let (source, sessions) = (played("source"), played("sessions"));
+        let (pauses, prompts) = (played("time_scale"), played("prompt_scale"));
+        writeln!(
+            out,
+            "  played         {sessions} sessions of {source}, pauses x {pauses}, prompts x {prompts}\n"
+        )
     }
 
     /// Nothing may be lost or fail.

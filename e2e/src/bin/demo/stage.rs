@@ -31,7 +31,6 @@ const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 /// Everything that was put up so far.
 pub(crate) struct Stage {
     pub(crate) progress: Progress,
-    keep: bool,
     cluster: Option<(Cluster, Owner)>,
     found: Option<Found>,
     client: Option<Client>,
@@ -40,10 +39,9 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    pub(crate) fn new(progress: Progress, keep: bool) -> Self {
+    pub(crate) fn new(progress: Progress) -> Self {
         Self {
             progress,
-            keep,
             cluster: None,
             found: None,
             client: None,
@@ -138,12 +136,12 @@ impl Stage {
         }
     }
 
-    /// Takes down what was put up; with `--keep` and after success, says how to go on instead.
-    pub(crate) async fn strike(&mut self, succeeded: bool) -> Result<()> {
+    /// Takes down what was put up, or with `keep` says how to go on.
+    pub(crate) async fn strike(&mut self, keep: bool) -> Result<()> {
         let Some((cluster, owner)) = self.cluster.clone() else {
             return Ok(());
         };
-        if self.keep && succeeded {
+        if keep {
             cluster.up(Owner::Nobody, &self.progress).await?;
             return self.say_how_to_go_on(&cluster);
         }

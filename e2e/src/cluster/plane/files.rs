@@ -145,7 +145,7 @@ pub(super) fn proxy(state: &Path) -> String {
 kind: KubeProxyConfiguration
 mode: nftables
 clusterCIDR: {PODS}
-nftables: {{masqueradeAll: true}}
+nftables: {{masqueradeAll: true, minSyncPeriod: 100ms}}
 clientConnection: {{kubeconfig: '{state}/proxy.kubeconfig'}}
 hostnameOverride: {NODE}
 healthzBindAddress: {LOCAL_IP}:10256
