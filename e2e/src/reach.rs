@@ -3,7 +3,7 @@
 use std::{process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, Client};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -43,14 +43,41 @@ pub async fn reach(
             _forward: None,
         });
     }
-    let target = format!("service/{service}");
+    forward(cluster, namespace, &format!("service/{service}"), port).await
+}
+
+/// Opens a way to a port of a pod: its own address on the local Kubernetes, `kubectl port-forward` elsewhere.
+///
+/// # Errors
+/// The pod does not exist, has no address yet, or cannot be forwarded.
+pub async fn reach_pod(cluster: &Cluster, pods: &Api<Pod>, name: &str, port: u16) -> Result<Reach> {
+    if cluster.addresses_are_local() {
+        let found = pods.get(name).await.with_context(|| format!("pod {name}"))?;
+        let address = found
+            .status
+            .and_then(|status| status.pod_ip)
+            .with_context(|| format!("pod {name} has no address"))?;
+        return Ok(Reach {
+            url: format!("http://{address}:{port}"),
+            _forward: None,
+        });
+    }
+    let namespace = pods.namespace().context("pods of no namespace")?;
+    forward(cluster, namespace, &format!("pod/{name}"), port).await
+}
+
+/// Opens a way by `kubectl port-forward`, which also reaches what listens on a pod's own 127.0.0.1 alone.
+///
+/// # Errors
+/// `target` cannot be forwarded.
+pub async fn forward(cluster: &Cluster, namespace: &str, target: &str, port: u16) -> Result<Reach> {
     let ports = format!(":{port}");
     let mut forward = cluster.kubectl(&[
         "port-forward",
         "--address=127.0.0.1",
         "-n",
         namespace,
-        &target,
+        target,
         &ports,
     ])?;
     forward
@@ -70,7 +97,7 @@ pub async fn reach(
     };
     let line = tokio::time::timeout(Duration::from_secs(20), line).await;
     let Ok(Ok(Some(line))) = line else {
-        bail!("kubectl port-forward to {namespace}/{service} did not begin");
+        bail!("kubectl port-forward to {namespace}/{target} did not begin");
     };
     let local = forwarded_port(&line).with_context(|| format!("kubectl port-forward said `{line}`"))?;
     Ok(Reach {
