@@ -6,6 +6,20 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(pub Duration);
 
+impl Time {
+    /// The instant `span` later; saturates.
+    #[must_use]
+    pub const fn plus(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(span))
+    }
+
+    /// From `earlier` to here; zero when `earlier` is later.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
 /// A request, named by the shell; never used twice in the life of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
@@ -28,6 +42,18 @@ pub enum Class {
     Standard,
     /// Nobody waits for the answer; overdue after 600 s.
     Batch,
+}
+
+impl Class {
+    /// Waited this long, a request that brings no bound of its own is overdue.
+    #[must_use]
+    pub const fn bound(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Interactive => 15,
+            Self::Standard => 300,
+            Self::Batch => 600,
+        })
+    }
 }
 
 /// How strongly a workflow's turns go to its home.
@@ -216,4 +242,62 @@ pub enum Effect {
     Fenced(bool),
     /// An endpoint was taken out of rotation until then (passive ejection).
     Ejected(EndpointId, Time),
+}
+
+/// The pool at one instant, for people and for the operator's idle arithmetic.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Dispatched and not finished, those on endpoints that are gone included.
+    pub in_flight: u32,
+    /// Waiting while an endpoint is ready and not draining (all of them ejected: still queued).
+    pub queued: u32,
+    /// Waiting while no endpoint is ready and not draining, or behind a fence.
+    pub held: u32,
+    /// Body bytes of queued and held requests.
+    pub waiting_bytes: u64,
+    /// Since the oldest held request arrived; `None` when none is held.
+    pub oldest_held: Option<Duration>,
+    /// Workflows with a home that have not expired.
+    pub open_workflows: u32,
+    /// Workflows in a tool pause that keeps the pool from being idle.
+    pub paused_workflows: u32,
+    /// When the last of those pauses lapses; `None` without any.
+    pub pause_ends: Option<Time>,
+    /// A fence is in force.
+    pub fenced: bool,
+    /// When a request last arrived or a dispatched one ended; `None` before the first.
+    pub last_activity: Option<Time>,
+    /// Every endpoint that is not gone, by id.
+    pub endpoints: Vec<EndpointSnapshot>,
+}
+
+impl Snapshot {
+    /// Nothing in flight, queued, held or expected back: what a fence asks.
+    #[must_use]
+    pub const fn is_idle(&self) -> bool {
+        self.in_flight == 0 && self.queued == 0 && self.held == 0 && self.paused_workflows == 0
+    }
+}
+
+/// One endpoint at one instant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointSnapshot {
+    /// Its name.
+    pub id: EndpointId,
+    /// Ready, not draining and not ejected: requests may be sent to it when it has room.
+    pub eligible: bool,
+    /// Takes no new work.
+    pub draining: bool,
+    /// Its last word was that it is ready.
+    pub ready: bool,
+    /// Requests this machine has in flight there.
+    pub in_flight: u32,
+    /// Workflows whose home it is.
+    pub workflows: u32,
+    /// Sum of the known footprints of those workflows, tokens.
+    pub kv_tokens: u64,
+    /// Requests it may have in flight; 0 before it was ready for the first time.
+    pub concurrency: u32,
+    /// From being ready and not draining for the first time to the first dispatch there; `None` until then.
+    pub ready_to_first_dispatch: Option<Duration>,
 }
