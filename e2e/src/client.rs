@@ -243,6 +243,12 @@ impl Opened {
         text(&self.headers, name)
     }
 
+    /// What has come of the body.
+    #[must_use]
+    pub fn received(&self) -> &[u8] {
+        &self.received
+    }
+
     /// Waits for more of the body.
     ///
     /// # Errors

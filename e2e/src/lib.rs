@@ -10,6 +10,7 @@ pub mod installation;
 pub mod ledger;
 pub mod manifest;
 mod namespace;
+pub mod operator;
 pub mod pool;
 pub mod processes;
 mod reach;
