@@ -54,6 +54,28 @@ pub async fn install(client: &Client, archives: &[Archive], progress: &Progress)
     Ok(())
 }
 
+/// Whether the cluster knows the kinds.
+///
+/// # Errors
+/// The API server does not answer.
+pub async fn is_installed(client: &Client) -> Result<bool> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    Ok(api.get_opt("llmpools.weir.dev").await?.is_some())
+}
+
+/// Deletes what [`install`] applies, and with the kinds every pool and policy.
+///
+/// # Errors
+/// A manifest cannot be read, or the API server refuses.
+pub async fn uninstall(client: &Client) -> Result<()> {
+    for directory in ["crds/yaml", "deploy"] {
+        for document in read(directory)? {
+            manifest::delete_document(client, "default", document).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Applies `crds/yaml` alone and waits until the API server serves the kinds.
 ///
 /// # Errors

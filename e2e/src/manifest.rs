@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use kube::{
     Api, Client, Error,
-    api::{DynamicObject, Patch, PatchParams, PostParams},
+    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
     core::GroupVersionKind,
     discovery::{self, Scope},
 };
@@ -49,6 +49,25 @@ pub async fn apply_document(client: &Client, namespace: &str, document: Value) -
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let applied = api.patch(&name, &params, &Patch::Apply(&object)).await;
     applied.with_context(|| format!("applying {} {name}", kind(&object)))
+}
+
+/// Deletes the object that `document` names; one that is not there is no error.
+///
+/// # Errors
+/// Its kind is unknown, or the API server refuses.
+pub async fn delete_document(client: &Client, namespace: &str, document: Value) -> Result<()> {
+    let (api, object) = resolve(client, namespace, document).await?;
+    let name = object
+        .metadata
+        .name
+        .clone()
+        .context("the manifest has no metadata.name")?;
+    match api.delete(&name, &DeleteParams::background()).await {
+        Err(Error::Api(status)) if status.code == 404 => Ok(()),
+        other => other
+            .map(|_| ())
+            .with_context(|| format!("deleting {} {name}", kind(&object))),
+    }
 }
 
 /// Checks, without storing anything, that the API server would create `yaml`.

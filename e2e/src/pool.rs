@@ -249,7 +249,7 @@ pub async fn gateway_pods(space: &TestNamespace) -> Result<Vec<Pod>> {
 /// # Errors
 /// As [`reach_pod`].
 pub async fn pod_caller(space: &TestNamespace, pod: &Pod, port: u16) -> Result<Caller> {
-    let reach = reach_pod(&space.cluster, &space.api(), &name_of(pod), port).await?;
+    let reach = reach_pod(&space.cluster, &space.client, &space.name, &name_of(pod), port).await?;
     Ok(Caller::through(reach))
 }
 

@@ -28,42 +28,54 @@ pub async fn reach(
     service: &str,
     port: u16,
 ) -> Result<Reach> {
-    if cluster.addresses_are_local() {
-        let services: Api<Service> = Api::namespaced(client.clone(), namespace);
-        let found = services
-            .get(service)
-            .await
-            .with_context(|| format!("Service {namespace}/{service}"))?;
-        let address = found
-            .spec
-            .and_then(|spec| spec.cluster_ip)
-            .context("the Service has no address")?;
-        return Ok(Reach {
-            url: format!("http://{address}:{port}"),
-            _forward: None,
-        });
+    if !cluster.addresses_are_local() {
+        return forward(cluster, namespace, &format!("service/{service}"), port).await;
     }
-    forward(cluster, namespace, &format!("service/{service}"), port).await
+    let services: Api<Service> = Api::namespaced(client.clone(), namespace);
+    let found = services
+        .get(service)
+        .await
+        .with_context(|| format!("Service {namespace}/{service}"))?;
+    let address = found
+        .spec
+        .and_then(|spec| spec.cluster_ip)
+        .context("the Service has no address")?;
+    Ok(Reach::direct(&address, port))
 }
 
-/// Opens a way to a port of a pod: its own address on the local Kubernetes, `kubectl port-forward` elsewhere.
+/// Opens a way to a port of a pod, as [`reach`] does.
 ///
 /// # Errors
-/// The pod does not exist, has no address yet, or cannot be forwarded.
-pub async fn reach_pod(cluster: &Cluster, pods: &Api<Pod>, name: &str, port: u16) -> Result<Reach> {
-    if cluster.addresses_are_local() {
-        let found = pods.get(name).await.with_context(|| format!("pod {name}"))?;
-        let address = found
-            .status
-            .and_then(|status| status.pod_ip)
-            .with_context(|| format!("pod {name} has no address"))?;
-        return Ok(Reach {
+/// The pod does not exist, has no address, or cannot be forwarded.
+pub async fn reach_pod(
+    cluster: &Cluster,
+    client: &Client,
+    namespace: &str,
+    pod: &str,
+    port: u16,
+) -> Result<Reach> {
+    if !cluster.addresses_are_local() {
+        return forward(cluster, namespace, &format!("pod/{pod}"), port).await;
+    }
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let found = pods
+        .get(pod)
+        .await
+        .with_context(|| format!("pod {namespace}/{pod}"))?;
+    let address = found
+        .status
+        .and_then(|status| status.pod_ip)
+        .context("the pod has no address")?;
+    Ok(Reach::direct(&address, port))
+}
+
+impl Reach {
+    fn direct(address: &str, port: u16) -> Self {
+        Self {
             url: format!("http://{address}:{port}"),
             _forward: None,
-        });
+        }
     }
-    let namespace = pods.namespace().context("pods of no namespace")?;
-    forward(cluster, namespace, &format!("pod/{name}"), port).await
 }
 
 /// Opens a way by `kubectl port-forward`, which also reaches what listens on a pod's own 127.0.0.1 alone.
@@ -97,7 +109,7 @@ pub async fn forward(cluster: &Cluster, namespace: &str, target: &str, port: u16
     };
     let line = tokio::time::timeout(Duration::from_secs(20), line).await;
     let Ok(Ok(Some(line))) = line else {
-        bail!("kubectl port-forward to {namespace}/{target} did not begin");
+        bail!("kubectl port-forward to {target} in {namespace} did not begin");
     };
     let local = forwarded_port(&line).with_context(|| format!("kubectl port-forward said `{line}`"))?;
     Ok(Reach {

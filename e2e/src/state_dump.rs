@@ -13,7 +13,7 @@ use kube::{
 const LOG_LINES: i64 = 40;
 
 /// Pools, policies, pods with container states, events, and the end of every log. What cannot be read is said so.
-pub(crate) async fn dump(client: &Client, namespace: &str) -> String {
+pub async fn dump(client: &Client, namespace: &str) -> String {
     let mut text = format!("==== state of namespace {namespace}\n");
     for kind in ["LLMPool", "WorkflowPolicy"] {
         objects(client, namespace, kind, &mut text).await;

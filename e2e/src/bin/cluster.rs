@@ -118,7 +118,7 @@ async fn up(cluster: &Cluster, owner: Option<i32>, progress: &Progress) -> Resul
         None => Owner::Nobody,
     };
     tokio::select! {
-        result = cluster.up(owner, progress) => result?,
+        result = cluster.up(owner, progress) => { result?; }
         signal = interrupted() => {
             progress.say(format_args!("{signal}: ending what was started"));
             cluster.down(progress).await?;

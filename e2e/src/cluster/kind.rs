@@ -12,7 +12,7 @@ use kube::{Api, api::ListParams};
 use super::{
     cache::Cache,
     command::{command, run, run_with},
-    plane::{AUDIT_POLICY, add_gpus, connect},
+    plane::{AUDIT_POLICY, Found, add_gpus, connect},
     progress::{Detail, Progress},
 };
 
@@ -49,10 +49,10 @@ impl KindCluster {
     ///
     /// # Errors
     /// `kind` fails.
-    pub async fn up(&self, progress: &Progress) -> Result<()> {
+    pub async fn up(&self, progress: &Progress) -> Result<Found> {
         let existing = run(command("kind", ["get", "clusters"])).await?;
         if existing.lines().any(|line| line.trim() == self.name) && self.kubeconfig().is_file() {
-            return Ok(());
+            return Ok(Found::Running);
         }
         fs::create_dir_all(self.state.join("audit"))?;
         fs::write(self.state.join("audit-policy.yaml"), AUDIT_POLICY)?;
@@ -79,7 +79,7 @@ impl KindCluster {
         for node in nodes.list(&ListParams::default()).await? {
             add_gpus(&client, node.metadata.name.as_deref().unwrap_or_default()).await?;
         }
-        Ok(())
+        Ok(Found::Absent)
     }
 
     /// Deletes the cluster.

@@ -16,7 +16,7 @@ use command::{command, find, succeeds};
 use given::Given;
 use images::Archive;
 use kind::KindCluster;
-use plane::{Owner, Plane};
+use plane::{Found, Owner, Plane};
 use progress::Progress;
 
 pub mod audit;
@@ -159,11 +159,23 @@ impl Cluster {
     ///
     /// # Errors
     /// It does not come up.
-    pub async fn up(&self, owner: Owner, progress: &Progress) -> Result<()> {
+    pub async fn up(&self, owner: Owner, progress: &Progress) -> Result<Found> {
         match self {
-            Self::Given(given) => given.check(progress).await,
+            Self::Given(given) => given.check(progress).await.map(|()| Found::Running),
             Self::Kind(kind) => kind.up(progress).await,
             Self::Plane(plane) => plane.up(owner, progress).await,
+        }
+    }
+
+    /// Ends the cluster if the [`Self::up`] with this owner started it and nobody else has joined.
+    ///
+    /// # Errors
+    /// Something of it resists.
+    pub async fn release(&self, owner: Owner, found: Found, progress: &Progress) -> Result<()> {
+        match self {
+            Self::Plane(plane) => plane.release(owner, progress).await,
+            Self::Kind(kind) if found == Found::Absent => kind.down(progress).await,
+            Self::Kind(_) | Self::Given(_) => Ok(()),
         }
     }
 

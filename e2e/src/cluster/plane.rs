@@ -50,6 +50,15 @@ pub struct Plane {
     binaries: Binaries,
 }
 
+/// What [`Plane::up`] had to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing: it ran already.
+    Running,
+    /// It was not there, and has been started.
+    Absent,
+}
+
 /// On whose behalf a plane runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
@@ -57,6 +66,15 @@ pub enum Owner {
     Nobody,
     /// Until this process has ended.
     Process(Record),
+}
+
+impl Owner {
+    fn file_name(self) -> String {
+        match self {
+            Self::Nobody => "nobody".to_owned(),
+            Self::Process(record) => record.pid.to_string(),
+        }
+    }
 }
 
 impl Plane {
@@ -129,13 +147,13 @@ impl Plane {
     ///
     /// # Errors
     /// A part does not come up (the error ends with its log), or another plane runs on this machine.
-    pub async fn up(&self, owner: Owner, progress: &Progress) -> Result<()> {
+    pub async fn up(&self, owner: Owner, progress: &Progress) -> Result<Found> {
         self.build(progress).await?;
         let lock = lock(Path::new(LOCK), progress).await?;
         if self.is_whole() && self.answers().await {
             self.add_owner(owner)?;
             progress.say(format_args!("the local Kubernetes `{}` runs already", self.name));
-            return Ok(());
+            return Ok(Found::Running);
         }
         self.refuse_another()?;
         let began = now();
@@ -147,7 +165,20 @@ impl Plane {
             let seconds = (now() - began).as_secs_f64();
             progress.say(format_args!("the local Kubernetes is up after {seconds:.1} s"));
         }
-        result
+        result.map(|()| Found::Absent)
+    }
+
+    /// Takes back what [`Self::up`] said about `owner`; ends the plane if nobody else wants it.
+    ///
+    /// # Errors
+    /// As [`Self::down`].
+    pub async fn release(&self, owner: Owner, progress: &Progress) -> Result<()> {
+        remove(&self.state.join("owners").join(owner.file_name()))?;
+        if self.is_owned() {
+            Ok(())
+        } else {
+            self.down(progress).await
+        }
     }
 
     /// Ends the plane and everything that ran in it. Nothing to end is no error.
@@ -211,16 +242,16 @@ impl Plane {
     }
 
     fn add_owner(&self, owner: Owner) -> Result<()> {
-        let (name, text) = match owner {
-            Owner::Nobody => ("nobody".to_owned(), "nobody".to_owned()),
-            Owner::Process(record) => (record.pid.to_string(), record.text()),
+        let text = match owner {
+            Owner::Nobody => "nobody".to_owned(),
+            Owner::Process(record) => record.text(),
         };
         let directory = self.state.join("owners");
         fs::create_dir_all(&directory)?;
         // Written whole or not at all: the guard may be reading.
         let part = self.state.join("owner.part");
         fs::write(&part, text)?;
-        Ok(fs::rename(part, directory.join(name))?)
+        Ok(fs::rename(part, directory.join(owner.file_name()))?)
     }
 
     fn refuse_another(&self) -> Result<()> {

@@ -1,0 +1,150 @@
+# The only command surface: `make help` lists what there is. Tools, packages and clusters that are missing are
+# installed below $WEIR_CACHE (by default ~/.cache/weir), never in the work tree.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+CACHE_HOME := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)
+export WEIR_CACHE ?= $(CACHE_HOME)/weir
+# A clone that lives for one run keeps what it compiles for the next.
+ifdef CI
+export CARGO_TARGET_DIR ?= $(WEIR_CACHE)/target
+export CARGO_INCREMENTAL ?= 0
+endif
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+FUZZ_TARGET := $(if $(CARGO_TARGET_DIR),$(WEIR_CACHE)/target-fuzz,router/fuzz/target)
+TRIPLE := $(shell uname -m)-unknown-linux-gnu
+IMAGE_DIR := $(TARGET)/$(TRIPLE)/image
+# The same packages, profile and flags as in e2e/src/cluster/images.rs: anything else is compiled anew.
+IMAGE_BUILD := RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --profile image --bins --target $(TRIPLE) -p weir-operator -p weir-router -p weir-e2e
+
+CARGO_DENY := 0.20.2
+CARGO_FUZZ := 0.13.2
+FUZZ_SECONDS ?= 5
+
+# Tests in e2e/tests need a cluster, all others do not.
+CLUSTER_TESTS := $(basename $(notdir $(wildcard e2e/tests/*.rs)))
+OTHER_TESTS := $(sort $(basename $(notdir $(wildcard crds/tests/*.rs wire/tests/*.rs schedule/tests/*.rs sim/tests/*.rs operator/tests/*.rs router/tests/*.rs))))
+
+loud = .ci/loud "$(1)"
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' Makefile
+
+## What a user starts with
+
+.PHONY: demo
+demo: setup ## The whole life of a pool on a real Kubernetes; KEEP=1 leaves it running
+	@$(call loud,compiling (minutes the first time)) env $(IMAGE_BUILD)
+	@exec $(IMAGE_DIR)/demo $(if $(filter-out 0 no,$(KEEP)),--keep)
+
+## Checks
+
+.PHONY: test
+test: setup fmt-check lint generate-check deny test-unit fuzz-build test-cluster ## Everything that must pass
+
+.PHONY: test-unit
+test-unit: setup ## Unit, property and in-process tests
+	@$(call loud,compiling and running unit and in-process tests) cargo test --locked --workspace --lib --bins $(addprefix --test ,$(OTHER_TESTS))
+	@$(call loud,running documentation tests) cargo test --locked --workspace --doc
+
+.PHONY: test-cluster
+test-cluster: setup ## Tests on a real Kubernetes (TESTS="name..." for some, WEIR_E2E_KEEP=1 leaves it running)
+	@$(call loud,compiling static binaries for images) env $(IMAGE_BUILD)
+	@$(call loud,compiling cluster tests) cargo test --locked --workspace --no-run $(addprefix --test ,$(or $(TESTS),$(CLUSTER_TESTS)))
+	@if [ -z "$${WEIR_E2E_KEEP:-}" ]; then trap '$(TARGET)/debug/cluster down' EXIT; $(TARGET)/debug/cluster up --owner $$$$; \
+	 else $(TARGET)/debug/cluster up; fi; \
+	 cargo test --locked --workspace $(addprefix --test ,$(or $(TESTS),$(CLUSTER_TESTS)))
+
+.PHONY: fmt
+fmt: ## Format all code
+	@cargo fmt --all
+
+.PHONY: fmt-check
+fmt-check: ## Fail where code is not formatted
+	@cargo fmt --all --check
+
+.PHONY: lint
+lint: ## Clippy, with every warning an error
+	@$(call loud,linting) cargo clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: generate
+generate: ## Write generated files anew
+	@cargo run --locked --quiet -p weir-crds --bin crdgen
+
+.PHONY: generate-check
+generate-check: ## Fail where generated files differ from what they are generated from
+	@$(call loud,comparing generated files) cargo run --locked --quiet -p weir-crds --bin crdgen -- --check
+
+.PHONY: deny
+deny: $(WEIR_CACHE)/tools/cargo-deny-$(CARGO_DENY) ## Check licences, sources and duplicates of dependencies (ADVISORIES=1: advisories too)
+	@$(WEIR_CACHE)/tools/bin/cargo-deny --locked check bans licenses sources $(if $(ADVISORIES),advisories)
+	@$(if $(ADVISORIES),true,echo "advisories: not checked; their database comes from GitHub: make deny ADVISORIES=1")
+
+.PHONY: fuzz-build
+fuzz-build: ## Build every fuzz target and run each for FUZZ_SECONDS (5)
+	@if [ ! -d router/fuzz ]; then echo "no fuzz targets"; \
+	 elif ! cargo +nightly --version >/dev/null 2>&1; then echo "fuzz targets: not built; cargo-fuzz needs a nightly toolchain (rustup toolchain install nightly)"; \
+	 else $(MAKE) --no-print-directory fuzz-run; fi
+
+.PHONY: fuzz-run
+fuzz-run: $(WEIR_CACHE)/tools/cargo-fuzz-$(CARGO_FUZZ)
+	@export CARGO_TARGET_DIR=$(abspath $(FUZZ_TARGET)) PATH="$(WEIR_CACHE)/tools/bin:$$PATH"; cd router; \
+	 ../.ci/loud "building fuzz targets" cargo +nightly fuzz build --fuzz-dir fuzz; \
+	 for target in $$(cargo +nightly fuzz list --fuzz-dir fuzz); do \
+	   echo "fuzzing $$target for $(FUZZ_SECONDS) s"; \
+	   cargo +nightly fuzz run --fuzz-dir fuzz "$$target" -- -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=0 || exit 1; \
+	 done
+
+## Benchmarks: the command and the machine stand in target/bench/NAME.json
+
+bench-%: setup ## Run the benchmark NAME: make bench-NAME
+	@$(call loud,compiling (release)) cargo build --locked --release --bins -p weir-operator -p weir-router -p weir-e2e
+	@$(TARGET)/release/bench $*
+
+## Images and clusters
+
+.PHONY: images
+images: setup cluster-bin ## Build the three images; hand them to the cluster if it runs
+	@$(call loud,compiling static binaries) env $(IMAGE_BUILD)
+	@$(TARGET)/debug/cluster images
+
+.PHONY: cluster-up
+cluster-up: setup cluster-bin ## Start the Kubernetes that tests and the demo use, and leave it running
+	@$(TARGET)/debug/cluster up
+
+.PHONY: cluster-down
+cluster-down: cluster-bin ## End it and remove all its traces
+	@$(TARGET)/debug/cluster down
+
+.PHONY: cluster-status
+cluster-status: cluster-bin ## Show what of it runs
+	@$(TARGET)/debug/cluster status
+
+.PHONY: cluster-bin
+cluster-bin:
+	@$(call loud,compiling the cluster harness) cargo build --locked --quiet -p weir-e2e --bin cluster
+
+## Set-up
+
+.PHONY: setup
+setup: ## Check what is needed, and install what can be
+	@command -v cargo >/dev/null || { echo "Rust is missing: see https://rustup.rs; rust-toolchain.toml names the version" >&2; exit 1; }
+	@command -v cc >/dev/null && command -v make >/dev/null && [ -n "$$(cc -print-file-name=libc.a | grep /)" ] || $(MAKE) --no-print-directory setup-cc
+
+.PHONY: setup-cc
+setup-cc:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	   export DEBIAN_FRONTEND=noninteractive; \
+	   $(call loud,installing a C compiler) apt-get -q -y update >/dev/null; \
+	   $(call loud,installing a C compiler) apt-get -q -y install --no-install-recommends gcc libc6-dev make >/dev/null; \
+	 else echo "a C compiler, its static library and make are missing (Debian: apt-get install gcc libc6-dev make)" >&2; exit 1; fi
+
+# Stamps carry the version, so that a new pin is installed over the old.
+$(WEIR_CACHE)/tools/cargo-%:
+	@name=$$(sed -E 's/-[0-9.]+$$//' <<<"cargo-$*"); version=$${*##*-}; \
+	 if ! $(WEIR_CACHE)/tools/bin/$$name --version 2>/dev/null | grep -qF "$$version"; then \
+	   $(call loud,installing $$name $$version (once)) env -u CARGO_TARGET_DIR cargo install --locked --quiet --root $(WEIR_CACHE)/tools "$$name@$$version"; fi; \
+	 mkdir -p $(WEIR_CACHE)/tools; touch "$@"

@@ -1,0 +1,317 @@
+//! What the demo found, for people and as `report.json`.
+
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{play::Summary, request::Answer};
+
+/// `target/demo/report.json`. Field names are a contract: other programs read them.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    requests: Requests,
+    workflows: Workflows,
+    tokens: Tokens,
+    wake: Wake,
+    idle: Idle,
+    replica_hours: ReplicaHours,
+    scale: Scale,
+    /// Time to the first token of the sessions' requests, quantiles.
+    ttft_ms: Value,
+    /// What was played.
+    trace: Value,
+    cluster: ClusterInfo,
+    times: Times,
+    kubectl: Vec<Kubectl>,
+}
+
+/// All requests of the demo. `lost`: no answer at all.
+#[derive(Debug, Serialize)]
+pub(crate) struct Requests {
+    sent: u64,
+    ok: u64,
+    failed: u64,
+    lost: u64,
+    held: u64,
+    errors: Value,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Workflows {
+    count: u64,
+    turns: u64,
+    /// Of the turns that had a home, those served there.
+    home_kept_percent: Option<f64>,
+}
+
+/// As the engines report them.
+#[derive(Debug, Serialize)]
+pub(crate) struct Tokens {
+    prompt: u64,
+    cached: u64,
+    uncached: u64,
+}
+
+/// Lists have one entry per wake (or endpoint).
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Wake {
+    /// From sending the held request to seeing the operator's replicas in a watch.
+    pub(crate) held_to_patch_ms: Vec<f64>,
+    /// From there to the pod's Ready condition.
+    pub(crate) patch_to_ready_s: Vec<f64>,
+    /// From the gateway's knowing the endpoint to its first dispatch there, by the gateway's clock.
+    pub(crate) ready_to_dispatch_ms: Vec<u64>,
+    /// First byte of the held request's answer; negative: before the kubelet called the pod Ready.
+    pub(crate) first_byte_after_pod_ready_ms: Vec<f64>,
+    /// `status.coldStart.phases` of the pool.
+    pub(crate) phases: Value,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Idle {
+    pub(crate) break_even_s: Option<f64>,
+    pub(crate) threshold_s: Option<f64>,
+    /// From the end of the last request to the order of zero replicas.
+    pub(crate) zero_after_s: f64,
+    /// The operator's sentence.
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct ReplicaHours {
+    /// Sum of the engine pods' lives.
+    used: f64,
+    /// `maxReplicas` engines from the pool's creation to the end.
+    always_on: f64,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Scale {
+    most_ready_endpoints: usize,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct ClusterInfo {
+    version: String,
+    kind: &'static str,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Times {
+    /// Cluster, images and installation.
+    set_up_s: f64,
+    /// The pool's life.
+    life_s: f64,
+    /// The sessions.
+    sessions_s: f64,
+}
+
+/// What `kubectl get llmpools` showed.
+#[derive(Debug, Serialize)]
+pub(crate) struct Kubectl {
+    pub(crate) stage: &'static str,
+    pub(crate) text: String,
+}
+
+impl Report {
+    /// The first request and the sessions together.
+    pub(crate) fn new(first: &Answer, sessions: &Summary) -> Self {
+        let (prompt, cached) = (
+            sessions.tokens.prompt + first.prompt_tokens,
+            sessions.tokens.cached + first.cached_tokens,
+        );
+        Self {
+            requests: Requests {
+                sent: sessions.requests.sent + 1,
+                ok: sessions.requests.ok + 1,
+                failed: sessions.requests.failed,
+                lost: sessions.requests.lost,
+                held: sessions.requests.held + 1,
+                errors: sessions.errors.clone(),
+            },
+            workflows: Workflows {
+                count: sessions.workflows.count + 1,
+                turns: sessions.workflows.turns + 1,
+                home_kept_percent: sessions.workflows.home_kept_percent,
+            },
+            tokens: Tokens {
+                prompt,
+                cached,
+                uncached: prompt.saturating_sub(cached),
+            },
+            wake: Wake::default(),
+            idle: Idle::default(),
+            replica_hours: ReplicaHours::default(),
+            scale: Scale::default(),
+            ttft_ms: sessions.ttft_ms.clone(),
+            trace: sessions.trace.clone(),
+            cluster: ClusterInfo::default(),
+            times: Times {
+                sessions_s: sessions.duration_s,
+                ..Times::default()
+            },
+            kubectl: Vec::new(),
+        }
+    }
+
+    pub(crate) fn with_wake(self, wake: Wake) -> Self {
+        Self { wake, ..self }
+    }
+
+    pub(crate) fn with_idle(self, idle: Idle) -> Self {
+        Self { idle, ..self }
+    }
+
+    pub(crate) fn with_replica_hours(self, used: Duration, always_on: Duration) -> Self {
+        let hours = |time: Duration| time.as_secs_f64() / 3600.0;
+        let replica_hours = ReplicaHours {
+            used: hours(used),
+            always_on: hours(always_on),
+        };
+        Self {
+            replica_hours,
+            ..self
+        }
+    }
+
+    pub(crate) fn with_cluster(self, version: String, kind: &'static str) -> Self {
+        Self {
+            cluster: ClusterInfo { version, kind },
+            ..self
+        }
+    }
+
+    pub(crate) fn with_course(
+        mut self,
+        kubectl: Vec<Kubectl>,
+        set_up: Duration,
+        life: Duration,
+        most: usize,
+    ) -> Self {
+        self.times.set_up_s = set_up.as_secs_f64();
+        self.times.life_s = life.as_secs_f64();
+        self.scale.most_ready_endpoints = most;
+        Self { kubectl, ..self }
+    }
+
+    /// The summary for people.
+    ///
+    /// # Errors
+    /// Standard output is closed.
+    pub(crate) fn print(&self) -> io::Result<()> {
+        let mut out = io::stdout();
+        let Requests {
+            sent,
+            ok,
+            failed,
+            lost,
+            held,
+            ..
+        } = &self.requests;
+        writeln!(out, "\nSummary")?;
+        writeln!(
+            out,
+            "  requests       {sent} sent, {ok} answered, {failed} failed, {lost} lost, {held} held"
+        )?;
+        let kept = self
+            .workflows
+            .home_kept_percent
+            .map_or("unknown".to_owned(), |percent| format!("{percent:.1} %"));
+        let Workflows { count, turns, .. } = &self.workflows;
+        writeln!(
+            out,
+            "  workflows      {count} with {turns} turns; {kept} of returning turns kept their home"
+        )?;
+        let Tokens {
+            prompt,
+            cached,
+            uncached,
+        } = &self.tokens;
+        writeln!(out, "  prompt tokens  {prompt}: {cached} cached, {uncached} not")?;
+        let wake = &self.wake;
+        writeln!(
+            out,
+            "  wake           held to order {}; order to Ready {}; ready to dispatch {}; first byte {} after Ready",
+            list(&wake.held_to_patch_ms, "ms"),
+            list(&wake.patch_to_ready_s, "s"),
+            list(
+                &wake
+                    .ready_to_dispatch_ms
+                    .iter()
+                    .map(|ms| *ms as f64)
+                    .collect::<Vec<_>>(),
+                "ms"
+            ),
+            list(&wake.first_byte_after_pod_ready_ms, "ms"),
+        )?;
+        if let Some(phases) = wake.phases.as_object() {
+            let phases: Vec<_> = phases
+                .iter()
+                .map(|(name, value)| format!("{name} {}", value.as_str().unwrap_or("?")))
+                .collect();
+            writeln!(out, "  phases         {}", phases.join(", "))?;
+        }
+        let seconds =
+            |value: Option<f64>| value.map_or("unknown".to_owned(), |value| format!("{value:.1} s"));
+        let Idle {
+            break_even_s,
+            threshold_s,
+            zero_after_s,
+            ..
+        } = &self.idle;
+        writeln!(
+            out,
+            "  idle           break-even {}, threshold {}, zero {zero_after_s:.1} s after the last request",
+            seconds(*break_even_s),
+            seconds(*threshold_s)
+        )?;
+        let ReplicaHours { used, always_on } = &self.replica_hours;
+        writeln!(
+            out,
+            "  replica-hours  {used:.4} used, {always_on:.4} always on ({:.0} % saved); most endpoints at once {}",
+            if *always_on > 0.0 {
+                100.0 * (1.0 - used / always_on)
+            } else {
+                0.0
+            },
+            self.scale.most_ready_endpoints
+        )?;
+        writeln!(
+            out,
+            "  cluster        Kubernetes {} ({})",
+            self.cluster.version, self.cluster.kind
+        )?;
+        writeln!(out, "  played         {}\n", self.trace)
+    }
+
+    /// Nothing may be lost or fail.
+    ///
+    /// # Errors
+    /// Something was.
+    pub(crate) fn check(&self) -> Result<()> {
+        let Requests {
+            sent,
+            ok,
+            failed,
+            lost,
+            ..
+        } = self.requests;
+        if failed > 0 || lost > 0 || ok != sent {
+            bail!("of {sent} requests {ok} were answered, {failed} failed and {lost} were lost");
+        }
+        Ok(())
+    }
+}
+
+fn list(values: &[f64], unit: &str) -> String {
+    if values.is_empty() {
+        return "unknown".to_owned();
+    }
+    let values: Vec<_> = values.iter().map(|value| format!("{value:.1}")).collect();
+    format!("{} {unit}", values.join(", "))
+}

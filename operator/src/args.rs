@@ -1,0 +1,215 @@
+//! The command line: one clap struct, turned into one validated [`Config`].
+
+use std::{net::SocketAddr, time::Duration};
+
+use clap::{Parser, ValueEnum};
+
+use crate::lease;
+
+/// Flags as typed; every one is also read from the environment.
+#[derive(Debug, Parser)]
+#[command(
+    name = "weir-operator",
+    version,
+    about = "Reconciles LLMPools and WorkflowPolicies."
+)]
+pub struct Args {
+    /// Namespace to watch; repeat it or separate several by commas. Absent: all namespaces.
+    #[arg(long, env = "WEIR_WATCH_NAMESPACE", value_delimiter = ',')]
+    watch_namespace: Vec<String>,
+    /// Image of `weir-router`, for gateways and sidecars.
+    #[arg(long, env = "WEIR_ROUTER_IMAGE")]
+    router_image: String,
+    /// Namespace the operator runs in; its lease is there.
+    #[arg(long, env = "WEIR_NAMESPACE")]
+    namespace: String,
+    /// Name of this process among the operator's replicas: the pod's name.
+    #[arg(long, env = "WEIR_IDENTITY")]
+    identity: String,
+    /// Address of probes and metrics.
+    #[arg(long, env = "WEIR_ADMIN_LISTEN", default_value = "0.0.0.0:9090")]
+    admin_listen: SocketAddr,
+    /// Name of the lease.
+    #[arg(long, env = "WEIR_LEASE_NAME", default_value = "weir-operator")]
+    lease_name: String,
+    /// Form of log lines.
+    #[arg(long, env = "WEIR_LOG_FORMAT", value_enum, default_value = "json")]
+    log_format: LogFormat,
+    /// Log filter, such as `info` or `weir_operator=debug,info`.
+    #[arg(long, env = "WEIR_LOG", default_value = "info")]
+    log: String,
+}
+
+/// Form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// What the operator runs with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Namespaces to watch; empty: all.
+    pub watch_namespaces: Vec<String>,
+    /// Image of gateways and sidecars.
+    pub router_image: String,
+    /// The operator's own namespace.
+    pub namespace: String,
+    /// This replica's name.
+    pub identity: String,
+    /// Address of probes and metrics.
+    pub admin_listen: SocketAddr,
+    /// Name of the lease.
+    pub lease_name: String,
+    /// Timing of the lease.
+    pub lease: lease::Settings,
+    /// Form of log lines.
+    pub log_format: LogFormat,
+    /// Log filter.
+    pub log: String,
+}
+
+/// A flag whose value cannot be used.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ArgsError {
+    /// Empty, although a name is needed.
+    #[error("--{flag} must not be empty")]
+    Empty {
+        /// The flag.
+        flag: &'static str,
+    },
+    /// Not a Kubernetes name.
+    #[error("--{flag} {value}: must be at most 63 lower-case letters, digits and dashes")]
+    NotAName {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        value: String,
+    },
+}
+
+impl Args {
+    /// Reads the process's command line and environment; prints help or the mistake and exits where there is one.
+    #[must_use]
+    pub fn read() -> Config {
+        match Self::parse().into_config() {
+            Ok(config) => config,
+            Err(error) => <Self as clap::CommandFactory>::command()
+                .error(clap::error::ErrorKind::ValueValidation, error)
+                .exit(),
+        }
+    }
+
+    /// Validates every flag.
+    ///
+    /// # Errors
+    /// [`ArgsError`] naming the flag.
+    pub fn into_config(self) -> Result<Config, ArgsError> {
+        let Self {
+            watch_namespace,
+            router_image,
+            namespace,
+            identity,
+            admin_listen,
+            lease_name,
+            log_format,
+            log,
+        } = self;
+        let mut watch_namespaces: Vec<String> = watch_namespace
+            .into_iter()
+            .filter(|name| !name.is_empty())
+            .collect();
+        watch_namespaces.sort();
+        watch_namespaces.dedup();
+        for name in &watch_namespaces {
+            label("watch-namespace", name)?;
+        }
+        label("namespace", &namespace)?;
+        if router_image.trim().is_empty() {
+            return Err(ArgsError::Empty { flag: "router-image" });
+        }
+        if identity.trim().is_empty() {
+            return Err(ArgsError::Empty { flag: "identity" });
+        }
+        label("lease-name", &lease_name)?;
+        Ok(Config {
+            watch_namespaces,
+            router_image,
+            namespace,
+            identity,
+            admin_listen,
+            lease_name,
+            lease: lease::Settings {
+                duration: Duration::from_secs(15),
+                renew_deadline: Duration::from_secs(10),
+                retry: Duration::from_secs(2),
+            },
+            log_format,
+            log,
+        })
+    }
+}
+
+fn label(flag: &'static str, value: &str) -> Result<(), ArgsError> {
+    let fits = (1..=63).contains(&value.len())
+        && value
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && !value.starts_with('-')
+        && !value.ends_with('-');
+    if fits {
+        Ok(())
+    } else {
+        Err(ArgsError::NotAName {
+            flag,
+            value: value.to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(extra: &[&str]) -> Result<Config, ArgsError> {
+        let base = [
+            "weir-operator",
+            "--router-image",
+            "router:1",
+            "--namespace",
+            "weir-system",
+            "--identity",
+            "a",
+        ];
+        Args::try_parse_from(base.iter().chain(extra))
+            .unwrap()
+            .into_config()
+    }
+
+    #[test]
+    fn namespaces_are_sorted_and_taken_once() {
+        let config = parse(&["--watch-namespace", "b,a", "--watch-namespace", "b"]).unwrap();
+        assert_eq!(config.watch_namespaces, ["a", "b"]);
+        assert_eq!(config.admin_listen.port(), weir_wire::ports::ADMIN);
+    }
+
+    #[test]
+    fn unusable_values_are_refused_by_flag() {
+        let refused = parse(&["--watch-namespace", "Not_A_Name"]).unwrap_err();
+        assert!(
+            refused.to_string().contains("--watch-namespace Not_A_Name"),
+            "{refused}"
+        );
+        assert_eq!(
+            parse(&["--lease-name", ""])
+                .unwrap_err()
+                .to_string()
+                .split(' ')
+                .next(),
+            Some("--lease-name")
+        );
+    }
+}

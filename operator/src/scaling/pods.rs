@@ -1,0 +1,236 @@
+//! What an engine pod's object says, reduced to what scaling needs. Pure.
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{ContainerStatus, Pod},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+use kube::ResourceExt;
+use weir_crds::names;
+
+/// Why an engine pod does not get ahead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// No node has room, in the scheduler's words.
+    Unschedulable(String),
+    /// An image cannot be pulled.
+    Image(String),
+    /// The engine (or the sidecar) ends as soon as it has started, or cannot be started.
+    Crashing(String),
+}
+
+/// One engine pod.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EnginePod {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it got a node.
+    pub scheduled: Option<Timestamp>,
+    /// When the sidecar's container started.
+    pub sidecar_started: Option<Timestamp>,
+    /// When the engine's container last started.
+    pub engine_started: Option<Timestamp>,
+    /// The engine answered its start-up probe at least once since that.
+    pub engine_up: bool,
+    /// How often the engine's container was restarted.
+    pub restarts: i32,
+    /// The kubelet calls the pod ready.
+    pub ready: bool,
+    /// When it last became so, or ceased to be.
+    pub ready_changed: Option<Timestamp>,
+    /// It is being deleted.
+    pub terminating: bool,
+    /// Why it does not get ahead.
+    pub trouble: Option<Trouble>,
+    /// Its deletion-cost annotation.
+    pub deletion_cost: Option<String>,
+}
+
+fn started(status: &ContainerStatus) -> Option<Timestamp> {
+    let running = status.state.as_ref()?.running.as_ref()?;
+    running.started_at.as_ref().map(|Time(at)| *at)
+}
+
+fn stuck(status: &ContainerStatus) -> Option<Trouble> {
+    let waiting = status.state.as_ref()?.waiting.as_ref()?;
+    let text = || match &waiting.message {
+        Some(message) => format!("{}: {message}", status.name),
+        None => format!(
+            "{}: {}",
+            status.name,
+            waiting.reason.as_deref().unwrap_or("waiting")
+        ),
+    };
+    match waiting.reason.as_deref()? {
+        "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull"
+        | "ImageInspectError" => Some(Trouble::Image(text())),
+        "CrashLoopBackOff"
+        | "CreateContainerConfigError"
+        | "CreateContainerError"
+        | "RunContainerError"
+        | "StartError" => Some(Trouble::Crashing(text())),
+        _ => None,
+    }
+}
+
+impl EnginePod {
+    /// Reads a pod; `None` for one that has ended or has no UID yet.
+    #[must_use]
+    pub fn read(pod: &Pod) -> Option<Self> {
+        let status = pod.status.clone().unwrap_or_default();
+        if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+            return None;
+        }
+        let condition = |type_: &str| {
+            status
+                .conditions
+                .iter()
+                .flatten()
+                .find(move |found| found.type_ == type_)
+        };
+        let is_true = |type_: &str| condition(type_).is_some_and(|found| found.status == "True");
+        let since = |type_: &str| {
+            condition(type_).and_then(|found| found.last_transition_time.as_ref().map(|Time(at)| *at))
+        };
+        let containers: Vec<&ContainerStatus> = status
+            .init_container_statuses
+            .iter()
+            .chain(&status.container_statuses)
+            .flatten()
+            .collect();
+        let named = |name: &str| {
+            containers
+                .iter()
+                .copied()
+                .find(move |container| container.name == name)
+        };
+        let engine = named(names::container::ENGINE);
+        let unschedulable = condition("PodScheduled")
+            .filter(|found| found.status == "False" && found.reason.as_deref() == Some("Unschedulable"))
+            .map(|found| Trouble::Unschedulable(found.message.clone().unwrap_or_default()));
+        Some(Self {
+            name: pod.name_any(),
+            uid: pod.uid()?,
+            created: pod
+                .metadata
+                .creation_timestamp
+                .as_ref()
+                .map_or(Timestamp::UNIX_EPOCH, |Time(at)| *at),
+            scheduled: is_true("PodScheduled").then(|| since("PodScheduled")).flatten(),
+            sidecar_started: named(names::container::SIDECAR).and_then(started),
+            engine_started: engine.and_then(started),
+            engine_up: engine.is_some_and(|engine| engine.started == Some(true)),
+            restarts: engine.map_or(0, |engine| engine.restart_count),
+            ready: is_true("Ready"),
+            ready_changed: since("Ready"),
+            terminating: pod.metadata.deletion_timestamp.is_some(),
+            trouble: unschedulable.or_else(|| containers.iter().copied().find_map(stuck)),
+            deletion_cost: pod
+                .annotations()
+                .get(names::annotation::POD_DELETION_COST)
+                .cloned(),
+        })
+    }
+
+    /// Since when the pod has been able to become ready and has not; `None` while it has no node or is ready.
+    #[must_use]
+    pub fn starting_since(&self) -> Option<Timestamp> {
+        let scheduled = self.scheduled?;
+        (!self.ready).then(|| {
+            self.ready_changed
+                .map_or(scheduled, |changed| changed.max(scheduled))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn pod(status: &Value) -> EnginePod {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "coder-engine-1", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "status": status,
+        }))
+        .unwrap();
+        EnginePod::read(&pod).unwrap()
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_767_225_600 + second).unwrap()
+    }
+
+    #[test]
+    fn a_running_pod_is_read() {
+        let read = pod(&json!({
+            "phase": "Running",
+            "conditions": [
+                {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:01Z"},
+                {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:09Z"},
+            ],
+            "initContainerStatuses": [{"name": "sidecar", "image": "r", "imageID": "", "ready": true, "restartCount": 0,
+                "state": {"running": {"startedAt": "2026-01-01T00:00:03Z"}}}],
+            "containerStatuses": [{"name": "engine", "image": "e", "imageID": "", "ready": true, "restartCount": 2,
+                "started": true, "state": {"running": {"startedAt": "2026-01-01T00:00:04Z"}}}],
+        }));
+        assert_eq!(
+            (read.scheduled, read.sidecar_started, read.engine_started),
+            (Some(at(1)), Some(at(3)), Some(at(4)))
+        );
+        assert!(read.ready && read.engine_up && read.starting_since().is_none());
+        assert_eq!((read.restarts, read.trouble), (2, None));
+    }
+
+    #[test]
+    fn a_pod_without_a_node_says_why_and_does_not_age() {
+        let read = pod(&json!({"phase": "Pending", "conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes: gpu"},
+        ]}));
+        assert_eq!(
+            read.trouble,
+            Some(Trouble::Unschedulable("0/1 nodes: gpu".to_owned()))
+        );
+        assert_eq!(read.starting_since(), None);
+    }
+
+    #[test]
+    fn images_and_crashes_are_told_apart() {
+        let waiting = |reason: &str| {
+            pod(
+                &json!({"containerStatuses": [{"name": "engine", "image": "e", "imageID": "", "ready": false,
+                "restartCount": 0, "state": {"waiting": {"reason": reason}}}]}),
+            )
+            .trouble
+        };
+        assert_eq!(
+            waiting("ErrImagePull"),
+            Some(Trouble::Image("engine: ErrImagePull".to_owned()))
+        );
+        assert_eq!(
+            waiting("CrashLoopBackOff"),
+            Some(Trouble::Crashing("engine: CrashLoopBackOff".to_owned()))
+        );
+        assert_eq!(waiting("ContainerCreating"), None);
+    }
+
+    #[test]
+    fn a_pod_that_lost_readiness_starts_again_from_then() {
+        let read = pod(&json!({"conditions": [
+            {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:01Z"},
+            {"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:01:00Z"},
+        ]}));
+        assert_eq!(read.starting_since(), Some(at(60)));
+    }
+
+    #[test]
+    fn an_ended_pod_is_none() {
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"uid": "u"}, "status": {"phase": "Failed"}})).unwrap();
+        assert_eq!(EnginePod::read(&pod), None);
+    }
+}

@@ -1,0 +1,323 @@
+//! One attempt at one endpoint: the request as the engine gets it, the wait for its first byte, and the answer as the
+//! client gets it.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request, response, uri::PathAndQuery};
+use tokio::time::{Instant, timeout};
+use weir_schedule::{Decision, HomeUse, Outcome};
+use weir_wire::{WorkflowKey, config::Timeouts, headers};
+
+use super::{
+    now,
+    pools::Entry,
+    scheduler::{Admission, Endpoint, Permit, Record},
+};
+use crate::{
+    metrics::UpstreamFailure,
+    proxy::{
+        headers::{for_client, for_upstream},
+        inflight::{End, InFlight, Observer},
+        request::Api,
+        respond::{Refusal, Reply},
+        stream::{Expected, Observed},
+        upstream::{Outgoing, UpstreamBody, UpstreamError},
+        usage::Seen,
+    },
+};
+
+/// A request that was understood, for as many attempts as it gets.
+pub(super) struct Job {
+    pub(super) arrived: Instant,
+    pub(super) api: Api,
+    pub(super) entry: Entry,
+    pub(super) head: request::Parts,
+    pub(super) path: PathAndQuery,
+    pub(super) body: Bytes,
+    pub(super) workflow: Option<String>,
+    pub(super) key: Option<WorkflowKey>,
+    pub(super) id: String,
+    pub(super) timeouts: Timeouts,
+}
+
+/// The number of an attempt, unique in the process, so that no two requests in an engine share an id.
+pub(super) struct Attempt(u64);
+
+impl Attempt {
+    pub(super) fn new(numbers: &AtomicU64) -> Self {
+        Self(numbers.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// An attempt that failed before its first byte went to the client.
+pub(super) struct Failure {
+    kind: FailureKind,
+    /// The engine's own answer, for when there is no second attempt.
+    answer: Option<Box<(response::Parts, Observed)>>,
+    endpoint: HeaderValue,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FailureKind {
+    Connect,
+    Broken,
+    Answer,
+    FirstTokenTimeout,
+}
+
+impl Failure {
+    /// The endpoint could not be reached at all, and is out of rotation now.
+    pub(super) fn is_connect(&self) -> bool {
+        self.kind == FailureKind::Connect
+    }
+
+    /// Another endpoint may do better. Time that ran out would only run out again.
+    pub(super) fn is_retryable(&self) -> bool {
+        self.kind != FailureKind::FirstTokenTimeout
+    }
+
+    /// A second attempt is made: the first one's answer is closed, or it would keep its place in the engine.
+    pub(super) fn abandon(self) {
+        if let Some(answer) = self.answer {
+            answer.1.abandon(End::Failed);
+        }
+    }
+
+    /// There is no second attempt: what the client is told.
+    pub(super) fn into_reply(self, job: &Job) -> Result<Reply, Refusal> {
+        if let Some(answer) = self.answer {
+            let (head, observed) = *answer;
+            return Ok(Response::from_parts(head, observed.into_reply_body()));
+        }
+        let refusal = match self.kind {
+            FailureKind::Connect | FailureKind::Broken | FailureKind::Answer => Refusal::EngineFailed,
+            FailureKind::FirstTokenTimeout => Refusal::FirstTokenTimeout,
+        };
+        let (_, reason) = refusal.status_and_reason();
+        tracing::debug!(endpoint = ?self.endpoint, reason, "request failed");
+        job.entry.handle.record(Record::Failed {
+            reason,
+            had_objectives: job.entry.policy.has_objectives(),
+        });
+        Err(refusal)
+    }
+}
+
+impl Job {
+    /// Sends the request and waits for the first byte. The answer's head is held back until then: engines send it at
+    /// once, and it proves nothing.
+    pub(super) async fn attempt(&self, admission: Admission, number: Attempt) -> Result<Reply, Failure> {
+        let Admission {
+            endpoint,
+            decision,
+            permit,
+        } = admission;
+        let mut lease = InFlight::new(Box::new(Flight {
+            permit: Some(permit),
+            entry: self.entry.clone(),
+            arrived: self.arrived,
+            first_byte: None,
+        }));
+        let outgoing = self.outgoing(&endpoint, &number);
+        let begun = timeout(self.timeouts.first_token.into(), begin(&endpoint, &outgoing)).await;
+        let (kind, end, failure) = match begun {
+            Ok(Ok(begun)) => return self.pass_on(begun, lease, &endpoint, &decision),
+            Ok(Err(error)) if error.is_connect() => {
+                (FailureKind::Connect, End::ConnectFailed, UpstreamFailure::Connect)
+            }
+            Ok(Err(_)) => (FailureKind::Broken, End::Failed, UpstreamFailure::Reset),
+            Err(_) => (
+                FailureKind::FirstTokenTimeout,
+                End::FirstTokenTimeout,
+                UpstreamFailure::FirstTokenTimeout,
+            ),
+        };
+        self.entry.handle.metrics().upstream_failure(failure);
+        lease.finish(end, &Seen::default());
+        Err(Failure {
+            kind,
+            answer: None,
+            endpoint: endpoint.label.clone(),
+        })
+    }
+
+    fn pass_on(
+        &self,
+        begun: Begun,
+        lease: InFlight,
+        endpoint: &Endpoint,
+        decision: &Decision,
+    ) -> Result<Reply, Failure> {
+        let status = begun.head.status;
+        let events = begun
+            .head
+            .headers
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let expected = Expected {
+            status: status.as_u16(),
+            events,
+            shape: self.api.shape(),
+            idle: self.timeouts.idle.into(),
+        };
+        let observed = Observed::new(expected, begun.body, begun.first, lease);
+        let mut head = Response::new(()).into_parts().0;
+        head.status = status;
+        head.headers = for_client(&begun.head.headers);
+        self.label(&mut head.headers, endpoint, decision);
+        let failure = if is_engine_failure(status) {
+            Some(UpstreamFailure::Status)
+        } else {
+            observed.seen().error.then_some(UpstreamFailure::Event)
+        };
+        let Some(failure) = failure else {
+            return Ok(Response::from_parts(head, observed.into_reply_body()));
+        };
+        self.entry.handle.metrics().upstream_failure(failure);
+        Err(Failure {
+            kind: FailureKind::Answer,
+            answer: Some(Box::new((head, observed))),
+            endpoint: endpoint.label.clone(),
+        })
+    }
+
+    /// The request as the engine (or its sidecar) gets it.
+    fn outgoing(&self, endpoint: &Endpoint, number: &Attempt) -> Outgoing {
+        let mut map = for_upstream(&self.head.headers);
+        let id = format!("{}-{:x}", self.id, number.0);
+        if let Ok(id) = HeaderValue::from_str(&id) {
+            map.insert(headers::REQUEST_ID, id);
+        }
+        if endpoint.info.sidecar
+            && let Some(key) = self.key
+            && let Ok(key) = HeaderValue::from_str(&key.to_string())
+        {
+            map.insert(headers::WORKFLOW_KEY, key);
+        }
+        Outgoing {
+            method: self.head.method.clone(),
+            target: self.path.clone(),
+            headers: map,
+            body: self.body.clone(),
+        }
+    }
+
+    /// What Weir says of its own doing.
+    fn label(&self, map: &mut HeaderMap, endpoint: &Endpoint, decision: &Decision) {
+        map.insert(headers::ENDPOINT, endpoint.label.clone());
+        let home = match decision.home {
+            HomeUse::None => "none",
+            HomeUse::New => "new",
+            HomeUse::Kept => "kept",
+            HomeUse::Moved => "moved",
+        };
+        map.insert(headers::HOME, HeaderValue::from_static(home));
+        let waited = u64::try_from(decision.waited.as_millis()).unwrap_or(u64::MAX);
+        map.insert(headers::QUEUED_MS, HeaderValue::from(waited));
+        if decision.held {
+            map.insert(headers::HELD, HeaderValue::from_static("1"));
+        }
+        if let Some(workflow) = &self.workflow
+            && let Ok(workflow) = HeaderValue::from_bytes(workflow.as_bytes())
+        {
+            map.insert(headers::WORKFLOW_ID, workflow);
+        }
+    }
+}
+
+/// Statuses with which an engine (or its sidecar) says that it, not the request, is at fault.
+fn is_engine_failure(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::INTERNAL_SERVER_ERROR | StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE
+    )
+}
+
+/// An answer of which the first bytes are here.
+struct Begun {
+    head: response::Parts,
+    body: UpstreamBody,
+    first: Option<Bytes>,
+}
+
+async fn begin(endpoint: &Endpoint, outgoing: &Outgoing) -> Result<Begun, UpstreamError> {
+    let (head, mut body) = endpoint.upstream.send(outgoing).await?.into_parts();
+    let first = body.data().await.transpose()?;
+    Ok(Begun { head, body, first })
+}
+
+/// Keeps a dispatched request's books: the scheduler's place, times, tokens.
+struct Flight {
+    permit: Option<Permit>,
+    entry: Entry,
+    arrived: Instant,
+    first_byte: Option<Duration>,
+}
+
+impl Flight {
+    fn outcome(&self, end: End, seen: &Seen, total: Duration) -> (Outcome, Record) {
+        let failed = |reason| Record::Failed {
+            reason,
+            had_objectives: self.entry.policy.has_objectives(),
+        };
+        match end {
+            End::Answered(status) if status < 500 => {
+                let footprint_tokens = seen
+                    .usage
+                    .map(|usage| usage.prompt_tokens.saturating_add(usage.completion_tokens));
+                let completed = Outcome::Completed {
+                    footprint_tokens,
+                    tool_call: seen.tool_call,
+                };
+                let ttft = self.first_byte.unwrap_or(total);
+                let record = Record::Completed {
+                    usage: seen.usage,
+                    slo_met: self.entry.policy.is_met(ttft, total),
+                };
+                (completed, record)
+            }
+            End::Answered(_) => (Outcome::Failed, failed("engine_status")),
+            End::ErrorEvent => (Outcome::Failed, failed("engine_event")),
+            End::Cut => (Outcome::Failed, failed("engine_cut")),
+            End::IdleTimeout => (Outcome::Failed, failed("idle_timeout")),
+            End::ClientGone => (Outcome::Cancelled, Record::Cancelled),
+            // Before the first byte: what it means for the request is decided by whoever may try again.
+            End::ConnectFailed => (Outcome::ConnectFailed, Record::Attempt),
+            End::Failed | End::FirstTokenTimeout => (Outcome::Failed, Record::Attempt),
+        }
+    }
+}
+
+impl Observer for Flight {
+    fn first_byte(&mut self) {
+        let ttft = now().duration_since(self.arrived);
+        self.first_byte = Some(ttft);
+        self.entry.handle.metrics().ttft.observe(ttft.as_secs_f64());
+        if let Some(permit) = &self.permit {
+            permit.first_byte();
+        }
+    }
+
+    fn finished(&mut self, end: End, seen: &Seen) {
+        let total = now().duration_since(self.arrived);
+        let metrics = self.entry.handle.metrics();
+        metrics.duration.observe(total.as_secs_f64());
+        let failure = match end {
+            End::ErrorEvent => Some(UpstreamFailure::Event),
+            End::Cut => Some(UpstreamFailure::Cut),
+            End::IdleTimeout => Some(UpstreamFailure::IdleTimeout),
+            _ => None,
+        };
+        if let Some(failure) = failure {
+            metrics.upstream_failure(failure);
+        }
+        let (outcome, record) = self.outcome(end, seen, total);
+        if let Some(permit) = self.permit.take() {
+            permit.finish(outcome, record);
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! What a gateway counts of each pool.
+
+use std::sync::Arc;
+
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec};
+use weir_wire::control::PoolState;
+
+use super::{Home, Outcome, Role, TokenKind, UpstreamFailure, family::Builder, gauge};
+
+/// Buckets of waits and first bytes, seconds: from a quick hit to a long cold start.
+const WAIT_SECONDS: &[f64] = &[
+    0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+    1800.0,
+];
+
+/// Families with a `pool` label.
+pub(super) struct PoolFamilies {
+    requests: IntCounterVec,
+    wait: HistogramVec,
+    ttft: HistogramVec,
+    duration: HistogramVec,
+    waiting: IntGaugeVec,
+    in_flight: IntGaugeVec,
+    waiting_bytes: IntGaugeVec,
+    workflows: IntGaugeVec,
+    endpoints: IntGaugeVec,
+    fenced: IntGaugeVec,
+    homes: IntCounterVec,
+    tokens: IntCounterVec,
+    upstream_failures: IntCounterVec,
+    retries: IntCounterVec,
+    ejections: IntCounterVec,
+}
+
+/// One pool's metrics, looked up once and kept by whoever serves the pool.
+pub struct PoolMetrics {
+    label: String,
+    families: Arc<PoolFamilies>,
+    /// From arrival to dispatch, seconds.
+    pub wait: Histogram,
+    /// From arrival to the first body byte of the answer, seconds.
+    pub ttft: Histogram,
+    /// From arrival to the end of the answer, seconds.
+    pub duration: Histogram,
+    /// Requests sent to a second endpoint after the first failed them.
+    pub retries: IntCounter,
+    /// Endpoints taken out of rotation after a failed connection.
+    pub ejections: IntCounter,
+}
+
+impl PoolFamilies {
+    pub(super) fn new(builder: &mut Builder) -> Result<Self, prometheus::Error> {
+        builder.only(Some(Role::Gateway));
+        Ok(Self {
+            requests: builder.counters(
+                "weir_requests_total",
+                "Requests that ended, by outcome and by the reason of an error (`none` without one).",
+                &["pool", "outcome", "reason"],
+            )?,
+            wait: builder.histograms(
+                "weir_wait_seconds",
+                "From arrival to dispatch to an endpoint.",
+                WAIT_SECONDS,
+                &["pool"],
+            )?,
+            ttft: builder.histograms(
+                "weir_ttft_seconds",
+                "From arrival to the first body byte of the answer.",
+                WAIT_SECONDS,
+                &["pool"],
+            )?,
+            duration: builder.histograms(
+                "weir_request_seconds",
+                "From arrival to the end of the answer.",
+                WAIT_SECONDS,
+                &["pool"],
+            )?,
+            waiting: builder.gauges(
+                "weir_waiting_requests",
+                "Requests waiting: `queued` while an endpoint is ready, `held` while none is.",
+                &["pool", "state"],
+            )?,
+            in_flight: builder.gauges(
+                "weir_in_flight_requests",
+                "Requests dispatched to an endpoint and not finished.",
+                &["pool"],
+            )?,
+            waiting_bytes: builder.gauges(
+                "weir_waiting_bytes",
+                "Body bytes of waiting requests.",
+                &["pool"],
+            )?,
+            workflows: builder.gauges(
+                "weir_workflows",
+                "Workflows with a home: `open` all of them, `paused` those expected back from a tool.",
+                &["pool", "state"],
+            )?,
+            endpoints: builder.gauges(
+                "weir_endpoints",
+                "Endpoints: `eligible`, `draining`, or `waiting` (neither).",
+                &["pool", "state"],
+            )?,
+            fenced: builder.gauges("weir_fenced", "1 while a fence holds new arrivals.", &["pool"])?,
+            homes: builder.counters(
+                "weir_home_use_total",
+                "Dispatches by how the workflow's home was used.",
+                &["pool", "home"],
+            )?,
+            tokens: builder.counters(
+                "weir_tokens_total",
+                "Tokens as engines reported them; `cached` are part of `prompt`.",
+                &["pool", "kind"],
+            )?,
+            upstream_failures: builder.counters(
+                "weir_upstream_failures_total",
+                "Attempts that an endpoint failed, by how.",
+                &["pool", "failure"],
+            )?,
+            retries: builder.counters(
+                "weir_retries_total",
+                "Requests sent to a second endpoint after the first failed them.",
+                &["pool"],
+            )?,
+            ejections: builder.counters(
+                "weir_ejections_total",
+                "Endpoints taken out of rotation after a failed connection.",
+                &["pool"],
+            )?,
+        })
+    }
+}
+
+impl PoolMetrics {
+    pub(super) fn new(label: &str, families: Arc<PoolFamilies>) -> Self {
+        Self {
+            label: label.to_owned(),
+            wait: families.wait.with_label_values(&[label]),
+            ttft: families.ttft.with_label_values(&[label]),
+            duration: families.duration.with_label_values(&[label]),
+            retries: families.retries.with_label_values(&[label]),
+            ejections: families.ejections.with_label_values(&[label]),
+            families,
+        }
+    }
+
+    /// Counts a request that ended. `reason` is the text of the closed set that `X-Weir-Reason` carries, `none`
+    /// without an error.
+    pub fn request(&self, outcome: Outcome, reason: &'static str) {
+        self.families
+            .requests
+            .with_label_values(&[self.label.as_str(), outcome.as_str(), reason])
+            .inc();
+    }
+
+    /// Counts a dispatch by how the workflow's home was used.
+    pub fn home(&self, home: Home) {
+        self.families
+            .homes
+            .with_label_values(&[self.label.as_str(), home.as_str()])
+            .inc();
+    }
+
+    /// Adds tokens as an engine reported them.
+    pub fn tokens(&self, kind: TokenKind, tokens: u64) {
+        self.families
+            .tokens
+            .with_label_values(&[self.label.as_str(), kind.as_str()])
+            .inc_by(tokens);
+    }
+
+    /// Counts an attempt that an endpoint failed.
+    pub fn upstream_failure(&self, failure: UpstreamFailure) {
+        let labels = [self.label.as_str(), failure.as_str()];
+        self.families.upstream_failures.with_label_values(&labels).inc();
+    }
+
+    /// Shows a pool's state as gauges; called when metrics are read.
+    pub fn show(&self, state: &PoolState) {
+        let pool = self.label.as_str();
+        let families = &self.families;
+        let eligible = state
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.eligible)
+            .count() as i64;
+        let draining = state
+            .endpoints
+            .iter()
+            .filter(|it| it.draining && !it.eligible)
+            .count() as i64;
+        let others = state.endpoints.len() as i64 - eligible - draining;
+        for (family, name, value) in [
+            (&families.waiting, "queued", i64::from(state.queued)),
+            (&families.waiting, "held", i64::from(state.held)),
+            (&families.workflows, "open", i64::from(state.open_workflows)),
+            (&families.workflows, "paused", i64::from(state.paused_workflows)),
+            (&families.endpoints, "eligible", eligible),
+            (&families.endpoints, "draining", draining),
+            (&families.endpoints, "waiting", others),
+        ] {
+            family.with_label_values(&[pool, name]).set(value);
+        }
+        families
+            .in_flight
+            .with_label_values(&[pool])
+            .set(i64::from(state.in_flight));
+        families
+            .waiting_bytes
+            .with_label_values(&[pool])
+            .set(gauge(state.waiting_bytes));
+        families
+            .fenced
+            .with_label_values(&[pool])
+            .set(i64::from(state.fenced));
+    }
+}

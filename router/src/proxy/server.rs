@@ -1,0 +1,150 @@
+//! The traffic port: accepts, bounds and drains connections; hyper speaks HTTP/1.1 on each.
+//!
+//! * A client that closes (or half-closes: engines read that as "gone" too) while its request is being served is
+//!   noticed at once, whatever the request is doing: the handler's future is dropped, and with it everything it holds.
+//! * Requests with both `Content-Length` and `Transfer-Encoding` are read by the latter, as RFC 9112 §6.3 says, and are
+//!   framed anew upstream, so no byte of one request can become another's. `Upgrade` is never honoured.
+//! * Heads that are malformed, too large or too slow are refused here, before any handler, in the API's error shape.
+
+mod socket;
+
+use std::{convert::Infallible, io, pin::Pin, sync::Arc, time::Duration};
+
+use futures::FutureExt as _;
+use http::{Request, StatusCode};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+use weir_wire::config::{Limits, Timeouts};
+
+use self::socket::ClientSocket;
+use super::respond::Reply;
+
+/// How long to wait when the process has no file descriptor left for a new connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves `listener` until `shutdown`, then finishes what is in flight for at most `timeouts.drain` and cuts the rest.
+///
+/// # Errors
+/// None today; a listener's errors are waited out, because they are those of single connections or of a full process.
+pub async fn serve<F, Fut>(
+    listener: TcpListener,
+    limits: &Limits,
+    timeouts: &Timeouts,
+    handler: F,
+    shutdown: CancellationToken,
+) -> io::Result<()>
+where
+    F: Fn(Request<Incoming>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Reply> + Send + 'static,
+{
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(Duration::from(timeouts.header_read))
+        .max_headers(limits.max_headers as usize)
+        .max_buf_size(limits.max_header_bytes.max(8_192) as usize)
+        .half_close(false);
+    let room = Arc::new(Semaphore::new(limits.max_connections as usize));
+    let stall = Duration::from(timeouts.idle);
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(ended) = connections.join_next(), if !connections.is_empty() => {
+                report(ended);
+                continue;
+            }
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+            tracing::debug!("connection limit reached");
+            continue;
+        };
+        if stream.set_nodelay(true).is_err() {
+            continue;
+        }
+        connections.spawn(connection(
+            http.clone(),
+            ClientSocket::new(stream, stall),
+            handler.clone(),
+            shutdown.clone(),
+            permit,
+        ));
+    }
+    drop(listener);
+    tracing::info!(connections = connections.len(), "draining");
+    let drained = tokio::time::timeout(timeouts.drain.into(), async {
+        while let Some(ended) = connections.join_next().await {
+            report(ended);
+        }
+    })
+    .await;
+    if drained.is_err() {
+        tracing::warn!(
+            connections = connections.len(),
+            "drain timeout: cutting what is left"
+        );
+        connections.shutdown().await;
+    }
+    Ok(())
+}
+
+async fn connection<F, Fut>(
+    http: http1::Builder,
+    socket: ClientSocket<TcpStream>,
+    handler: F,
+    shutdown: CancellationToken,
+    _permit: OwnedSemaphorePermit,
+) where
+    F: Fn(Request<Incoming>) -> Fut + Send + 'static,
+    Fut: Future<Output = Reply> + Send + 'static,
+{
+    let service = service_fn(move |request| handler(request).map(Ok::<_, Infallible>));
+    let mut served = http.serve_connection(TokioIo::new(socket), service);
+    let ended = tokio::select! {
+        result = &mut served => Some(result),
+        () = shutdown.cancelled() => None,
+    };
+    let result = match ended {
+        Some(result) => result,
+        None => {
+            Pin::new(&mut served).graceful_shutdown();
+            (&mut served).await
+        }
+    };
+    let Err(error) = result else {
+        return;
+    };
+    tracing::trace!(%error, "connection ended");
+    if error.is_timeout() {
+        let parts = served.into_parts();
+        if !parts.read_buf.is_empty() {
+            let text = "the request's head did not arrive in time";
+            let answer = socket::refusal(StatusCode::REQUEST_TIMEOUT, text);
+            // The client has been given its time; whether it still reads is its own matter.
+            let _ = parts.io.into_inner().write_all(&answer).await;
+        }
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a connection's task panicked");
+    }
+}

@@ -1,0 +1,189 @@
+//! The HTTP face: vLLM's routes, shapes and manners (`engine-interface.md` §1), and `/sim` for tests.
+
+mod admit;
+mod ask;
+mod body;
+mod chat;
+mod completions;
+mod connection;
+mod control;
+mod error;
+mod generate;
+mod messages;
+mod metrics;
+mod prompt;
+mod responses;
+mod route;
+mod simulation;
+mod speech;
+mod stream;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use self::{
+    body::AnswerBody,
+    error::{ApiError, Shape},
+};
+pub(crate) use self::{connection::serve as serve_connection, simulation::apply as apply_fault};
+use crate::{
+    driver::Handle,
+    engine::{
+        Settings,
+        tokens::{hash_bytes, mix},
+    },
+    fault::Faults,
+    ledger::Ledger,
+    options::Options,
+};
+
+/// The version this simulator speaks like.
+pub(crate) const VERSION: &str = "0.32.0";
+
+/// What the server's task is told by requests and by the embedding program.
+#[derive(Debug)]
+pub(crate) enum Control {
+    /// SIGTERM.
+    Terminate,
+    /// Close or open the listener.
+    Refuse(bool),
+    /// Exit with code 0 after so many milliseconds: the engine process died.
+    ExitAfter(u64),
+}
+
+/// Everything a connection needs. Shared by all.
+pub(crate) struct App {
+    pub(crate) options: Options,
+    pub(crate) settings: Settings,
+    pub(crate) engine: Handle,
+    pub(crate) ledger: Ledger,
+    pub(crate) faults: Faults,
+    pub(crate) control: mpsc::UnboundedSender<Control>,
+    /// Part of `system_fingerprint`: differs by configuration.
+    fingerprint: String,
+    /// Seed of request ids: differs by start.
+    id_seed: u64,
+    draining: AtomicBool,
+    dead: AtomicBool,
+    /// Generation requests that are not answered to their end.
+    in_flight: AtomicUsize,
+    /// Requests by route, method and class of status.
+    counts: Mutex<BTreeMap<(&'static str, String, u16), u64>>,
+}
+
+impl App {
+    pub(crate) fn new(
+        options: Options,
+        settings: Settings,
+        engine: Handle,
+        ledger: Ledger,
+        control: mpsc::UnboundedSender<Control>,
+    ) -> Self {
+        let configuration = hash_bytes(format!("{settings:?}").as_bytes());
+        let clock = engine.clock();
+        Self {
+            fingerprint: format!("vllm-{VERSION}-{:08x}", configuration as u32),
+            id_seed: mix(clock.unix_ms(clock.now()) ^ u64::from(std::process::id()).rotate_left(40)),
+            options,
+            settings,
+            engine,
+            ledger,
+            faults: Faults::default(),
+            control,
+            draining: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+            in_flight: AtomicUsize::new(0),
+            counts: Mutex::default(),
+        }
+    }
+
+    /// New generation requests are refused from now on (SIGTERM with a shutdown timeout).
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Relaxed);
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
+    /// `/health` says 503 from now on: the engine process is gone.
+    pub(crate) fn die(&self) {
+        self.dead.store(true, Relaxed);
+    }
+
+    fn is_healthy(&self) -> bool {
+        !self.dead.load(Relaxed) && !self.faults.unhealthy()
+    }
+
+    /// Any served name or none will do.
+    fn check_model(&self, model: Option<&str>) -> Result<(), ApiError> {
+        let Some(model) = model.filter(|model| !model.is_empty()) else {
+            return Ok(());
+        };
+        let names = self.options.names();
+        if names.iter().any(|name| name == model) {
+            return Ok(());
+        }
+        let message = format!(
+            "The model `{model}` does not exist. Valid aliases: {}.",
+            names.join(", ")
+        );
+        Err(ApiError::not_found(message, Some("model")))
+    }
+
+    fn count(&self, route: &'static str, method: &str, status: StatusCode) {
+        if !matches!(
+            route,
+            "/metrics" | "/health" | "/load" | "/ping" | "/version" | "/server_info"
+        ) {
+            let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+            *counts
+                .entry((route, method.to_owned(), status.as_u16() / 100))
+                .or_default() += 1;
+        }
+    }
+}
+
+fn with_type(status: StatusCode, kind: &'static str, bytes: impl Into<Bytes>) -> Response<AnswerBody> {
+    let mut response = Response::new(AnswerBody::whole(bytes));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+fn json_response(bytes: impl Into<Bytes>) -> Response<AnswerBody> {
+    with_type(StatusCode::OK, "application/json", bytes)
+}
+
+fn json_value(value: &serde_json::Value) -> Response<AnswerBody> {
+    json_response(value.to_string())
+}
+
+/// A status without a body.
+fn empty(status: StatusCode) -> Response<AnswerBody> {
+    let mut response = Response::new(AnswerBody::whole(Bytes::new()));
+    *response.status_mut() = status;
+    response
+}
+
+/// The framework's own errors: another shape than the API's.
+fn detail(status: StatusCode) -> Response<AnswerBody> {
+    let text = status.canonical_reason().unwrap_or_default();
+    with_type(status, "application/json", json!({"detail": text}).to_string())
+}
+
+fn failure(error: &ApiError, shape: Shape) -> Response<AnswerBody> {
+    with_type(error.status, "application/json", error.body(shape))
+}

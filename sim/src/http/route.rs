@@ -1,0 +1,274 @@
+//! Which handler answers what.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use serde_json::Value;
+
+use super::{
+    App,
+    body::{AnswerBody, Cut},
+    chat, completions, control, detail,
+    error::{ApiError, Shape},
+    failure,
+    generate::{Api, Call, answer},
+    messages, metrics, responses, simulation, with_type,
+};
+
+const GET: &[Method] = &[Method::GET];
+const POST: &[Method] = &[Method::POST];
+const ANY: &[Method] = &[Method::GET, Method::POST];
+
+/// A route, apart from its method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    Chat,
+    Completions,
+    Responses,
+    StoredResponse,
+    Messages,
+    CountTokens,
+    Models,
+    Tokenise,
+    Detokenise,
+    Health,
+    Load,
+    Version,
+    KvEventSources,
+    Metrics,
+    Dev(control::Dev),
+    Simulation(simulation::Door),
+}
+
+/// Finds the route of a path: its name in metrics, and the methods it takes.
+fn find(path: &str, dev_mode: bool) -> Option<(Route, &'static str, &'static [Method])> {
+    Some(match path {
+        "/v1/chat/completions" => (Route::Chat, "/v1/chat/completions", POST),
+        "/v1/completions" => (Route::Completions, "/v1/completions", POST),
+        "/v1/responses" => (Route::Responses, "/v1/responses", POST),
+        "/v1/messages" => (Route::Messages, "/v1/messages", POST),
+        "/v1/messages/count_tokens" => (Route::CountTokens, "/v1/messages/count_tokens", POST),
+        "/v1/models" => (Route::Models, "/v1/models", GET),
+        "/tokenize" => (Route::Tokenise, "/tokenize", POST),
+        "/detokenize" => (Route::Detokenise, "/detokenize", POST),
+        "/health" => (Route::Health, "/health", GET),
+        "/ping" => (Route::Health, "/ping", ANY),
+        "/load" => (Route::Load, "/load", GET),
+        "/version" => (Route::Version, "/version", GET),
+        "/kv_event_sources" => (Route::KvEventSources, "/kv_event_sources", GET),
+        "/metrics" => (Route::Metrics, "/metrics", GET),
+        _ => {
+            if let Some((door, name, methods)) = simulation::door(path) {
+                return Some((Route::Simulation(door), name, methods));
+            }
+            if let Some((dev, name, methods)) = control::dev(path).filter(|_| dev_mode) {
+                return Some((Route::Dev(dev), name, methods));
+            }
+            let id = path.strip_prefix("/v1/responses/")?;
+            let (id, methods) = id.strip_suffix("/cancel").map_or((id, GET), |id| (id, POST));
+            if id.is_empty() || id.contains('/') {
+                return None;
+            }
+            (Route::StoredResponse, "/v1/responses/{response_id}", methods)
+        }
+    })
+}
+
+/// Whether a path needs the API key.
+fn guarded(path: &str) -> bool {
+    ["/v1", "/v2", "/inference", "/cohere"]
+        .iter()
+        .any(|prefix| path.starts_with(prefix))
+}
+
+/// Answers one request.
+pub(super) async fn respond(app: &Arc<App>, request: Request<Incoming>) -> Result<Response<AnswerBody>, Cut> {
+    let (parts, body) = request.into_parts();
+    let Some((route, name, methods)) = find(parts.uri.path(), app.options.dev_mode) else {
+        let response = if unauthorised(app, &parts) {
+            refuse()
+        } else {
+            detail(StatusCode::NOT_FOUND)
+        };
+        app.count("none", parts.method.as_str(), response.status());
+        return Ok(response);
+    };
+    let mut response = if unauthorised(app, &parts) {
+        refuse()
+    } else if !methods.contains(&parts.method) {
+        let mut response = detail(StatusCode::METHOD_NOT_ALLOWED);
+        let allow = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+        if let Ok(allow) = HeaderValue::from_str(&allow) {
+            response.headers_mut().insert(header::ALLOW, allow);
+        }
+        response
+    } else {
+        // The client broke off inside its body: nobody will read an answer.
+        let bytes = body.collect().await.map_err(|_| Cut)?.to_bytes();
+        dispatch(app, route, &parts, bytes).await?
+    };
+    app.count(name, parts.method.as_str(), response.status());
+    response
+        .headers_mut()
+        .insert(header::SERVER, HeaderValue::from_static("uvicorn"));
+    if app.options.request_id_headers
+        && let Some(id) = parts.headers.get("x-request-id")
+    {
+        response.headers_mut().insert("x-request-id", id.clone());
+    }
+    Ok(response)
+}
+
+fn unauthorised(app: &App, parts: &Parts) -> bool {
+    let keys = &app.options.api_keys;
+    if keys.is_empty() || !guarded(parts.uri.path()) || parts.method == Method::OPTIONS {
+        return false;
+    }
+    let given = parts
+        .headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
+    let given = given.and_then(|value| value.strip_prefix("Bearer "));
+    !given.is_some_and(|given| keys.iter().any(|key| key == given))
+}
+
+fn refuse() -> Response<AnswerBody> {
+    with_type(
+        StatusCode::UNAUTHORIZED,
+        "application/json",
+        r#"{"error":"Unauthorized"}"#,
+    )
+}
+
+async fn dispatch(
+    app: &Arc<App>,
+    route: Route,
+    parts: &Parts,
+    bytes: Bytes,
+) -> Result<Response<AnswerBody>, Cut> {
+    let headers = &parts.headers;
+    Ok(match route {
+        Route::Chat => return generate(app, &chat::Chat, parts, &bytes, chat::parse).await,
+        Route::Completions => {
+            return generate(app, &completions::Completions, parts, &bytes, completions::parse).await;
+        }
+        Route::Responses => {
+            return generate(app, &responses::Responses, parts, &bytes, responses::parse).await;
+        }
+        Route::Messages => {
+            let parse = |body: &Value, headers: &HeaderMap| messages::parse(body, headers, false);
+            return generate(app, &messages::Messages, parts, &bytes, parse).await;
+        }
+        Route::StoredResponse => {
+            let path = parts
+                .uri
+                .path()
+                .trim_start_matches("/v1/responses/")
+                .trim_end_matches("/cancel");
+            failure(&responses::not_found(path), Shape::OpenAi)
+        }
+        Route::CountTokens => {
+            let parsed = json_body(headers, &bytes).and_then(|body| messages::parse(&body, headers, true));
+            control::count_tokens(app, parsed)
+        }
+        Route::Tokenise => {
+            or_failure(json_body(headers, &bytes).and_then(|body| control::tokenise(app, &body)))
+        }
+        Route::Detokenise => {
+            or_failure(json_body(headers, &bytes).and_then(|body| control::detokenise(app, &body)))
+        }
+        Route::Models => control::models(app),
+        Route::Health => control::health(app),
+        Route::Load => control::load(app),
+        Route::Version => control::version(),
+        Route::KvEventSources => super::json_response("{}"),
+        Route::Metrics => metrics::page(app).await,
+        Route::Dev(dev) => control::obey(app, dev, parts.uri.query().unwrap_or_default(), &bytes).await,
+        Route::Simulation(door) => {
+            simulation::enter(app, door, parts.uri.query().unwrap_or_default(), &bytes)
+        }
+    })
+}
+
+async fn generate(
+    app: &Arc<App>,
+    api: &(dyn Api + Sync),
+    parts: &Parts,
+    bytes: &Bytes,
+    parse: impl Fn(&Value, &HeaderMap) -> Result<super::ask::Ask, ApiError>,
+) -> Result<Response<AnswerBody>, Cut> {
+    let parsed = json_body(&parts.headers, bytes).and_then(|body| parse(&body, &parts.headers));
+    let path = find(parts.uri.path(), false).map_or("", |(_, name, _)| name);
+    answer(
+        Call {
+            app,
+            api,
+            path,
+            headers: &parts.headers,
+        },
+        parsed,
+    )
+    .await
+}
+
+fn or_failure(answer: Result<Response<AnswerBody>, ApiError>) -> Response<AnswerBody> {
+    answer.unwrap_or_else(|error| failure(&error, Shape::OpenAi))
+}
+
+/// Reads a JSON body; the content type must say that it is one.
+fn json_body(headers: &HeaderMap, bytes: &Bytes) -> Result<Value, ApiError> {
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let essence = kind.split(';').next().unwrap_or_default().trim();
+    if !essence.eq_ignore_ascii_case("application/json") {
+        let message = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed";
+        return Err(ApiError {
+            status: StatusCode::BAD_REQUEST,
+            kind: "Bad Request",
+            message: message.to_owned(),
+            param: None,
+        });
+    }
+    serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::validation("json_invalid", "", &format!("JSON decode error: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_found_with_their_methods() {
+        let check = |path: &str, dev: bool, expected: Option<Route>| {
+            assert_eq!(find(path, dev).map(|(route, ..)| route), expected, "{path}");
+        };
+        check("/v1/chat/completions", false, Some(Route::Chat));
+        check("/v1/chat/completions/", false, None);
+        check("/v1/embeddings", false, None);
+        check("/v1/models/tiny", false, None);
+        check("/v1/responses/abc", false, Some(Route::StoredResponse));
+        check("/v1/responses/a/b", false, None);
+        check("/sleep", false, None);
+        assert!(matches!(find("/sleep", true), Some((Route::Dev(_), "/sleep", _))));
+        assert!(matches!(
+            find("/sim/ledger", false),
+            Some((Route::Simulation(_), ..))
+        ));
+        assert_eq!(find("/ping", false).unwrap().2, ANY);
+    }
+
+    #[test]
+    fn only_api_paths_are_guarded() {
+        for path in ["/v1/models", "/v2/x", "/inference/v1/generate", "/v1"] {
+            assert!(guarded(path), "{path}");
+        }
+        for path in ["/health", "/metrics", "/tokenize", "/invocations", "/sim/ledger"] {
+            assert!(!guarded(path), "{path}");
+        }
+    }
+}
