@@ -7,7 +7,8 @@ use kube::{
     Api, Client, Resource,
     api::{DeleteParams, Patch, PatchParams},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::time::Instant;
 use weir_crds::names;
 
@@ -35,7 +36,7 @@ pub enum CallError {
         call: &'static str,
     },
     /// The API server refused.
-    #[error("{call}: {source}")]
+    #[error("{call}: {}", said(source))]
     Api {
         /// The call.
         call: &'static str,
@@ -49,20 +50,26 @@ impl CallError {
     /// The object changed, or is not there: looking again and trying again is the cure.
     #[must_use]
     pub fn is_stale(&self) -> bool {
-        matches!(self, Self::Api { source, .. }
-            if matches!(source.as_ref(), kube::Error::Api(status) if status.code == 409 || status.code == 404))
+        self.has_code(409) || self.has_code(404)
     }
 
-    /// What the API server said, without the call's name and the status in debug form.
+    /// The object as it would be contradicts itself.
     #[must_use]
-    pub fn reply(&self) -> String {
-        match self {
-            Self::Api { source, .. } => match source.as_ref() {
-                kube::Error::Api(status) => status.message.clone(),
-                other => other.to_string(),
-            },
-            Self::Timeout { .. } | Self::NotLeader { .. } => self.to_string(),
-        }
+    pub fn is_invalid(&self) -> bool {
+        self.has_code(422)
+    }
+
+    fn has_code(&self, code: u16) -> bool {
+        matches!(self, Self::Api { source, .. }
+            if matches!(source.as_ref(), kube::Error::Api(status) if status.code == code))
+    }
+}
+
+/// What the API server said, without the status in debug form.
+fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
     }
 }
 
@@ -154,16 +161,34 @@ impl Calls {
         call: &'static str,
         api: &Api<K>,
         name: &str,
-        body: &impl Serialize,
+        body: &Value,
     ) -> Result<K, CallError>
     where
         K: Clone + DeserializeOwned + Debug,
     {
-        let value = serde_json::to_value(body).map_err(|error| CallError::Api {
-            call,
-            source: Box::new(kube::Error::SerdeError(error)),
-        })?;
-        self.write(call, TIMEOUT, api.patch(name, &manager(), &Patch::Apply(value)))
+        self.write(call, TIMEOUT, api.patch(name, &manager(), &Patch::Apply(body)))
+            .await
+    }
+
+    /// Merge patch: maps are merged, lists replaced as a whole, other writers' elements included.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub async fn overwrite<K>(
+        &self,
+        call: &'static str,
+        api: &Api<K>,
+        name: &str,
+        body: &Value,
+    ) -> Result<K, CallError>
+    where
+        K: Clone + DeserializeOwned + Debug,
+    {
+        let manager = PatchParams {
+            field_manager: Some(names::FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        self.write(call, TIMEOUT, api.patch(name, &manager, &Patch::Merge(body)))
             .await
     }
 

@@ -83,7 +83,7 @@ fn error_policy(key: &Key, step: &'static str) -> Outcome {
 
 fn error_text(error: &EnsureError) -> String {
     match error {
-        EnsureError::Call(call) => call.reply(),
+        EnsureError::Call(call) => call.to_string(),
         other => other.to_string(),
     }
 }

@@ -128,7 +128,15 @@ where
         tracing::info!(kind = %K::kind(&()), object = %key, field, "an object differs from what it should be");
     }
     adjust(&mut value, current);
-    Ok(calls.apply(call, &api, &key.name, &value).await?)
+    match calls.apply(call, &api, &key.name, &value).await {
+        // Somebody else's element in one of our lists contradicts ours (a Service port of the same name), and apply
+        // leaves it there: our lists are written as a whole.
+        Err(error) if error.is_invalid() && current.is_some() => {
+            tracing::warn!(object = %key, %error, "an object cannot be applied; it is overwritten");
+            Ok(calls.overwrite(call, &api, &key.name, &value).await?)
+        }
+        other => Ok(other?),
+    }
 }
 
 fn check_owner<K: Resource<DynamicType = ()>>(current: &K, owner: Owner<'_>) -> Result<(), EnsureError> {

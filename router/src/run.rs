@@ -57,6 +57,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return check(path);
     }
     telemetry::start(log_format, &log)?;
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let stop = stop_on_signals()?;
@@ -84,6 +85,19 @@ fn check(path: &Path) -> anyhow::Result<()> {
     let config = file::load(path).with_context(|| path.display().to_string())?;
     io::stdout().write_all(file::describe(&config).as_bytes())?;
     Ok(())
+}
+
+/// Every connection is a descriptor; the soft limit is often 1,024 where the hard one is high.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    if current != maximum && setrlimit(Resource::Nofile, raised).is_err() {
+        tracing::warn!(limit = current, "the limit on open files could not be raised");
+    }
 }
 
 /// Cancelled by the first SIGTERM or SIGINT; the second ends the process at once.

@@ -64,8 +64,8 @@ pub fn owner(pool: &str, uid: &str, controller: bool) -> OwnerReference {
         name: pool.to_owned(),
         uid: uid.to_owned(),
         controller: controller.then_some(true),
-        // Deleting a pool in the foreground waits for its pods.
-        block_owner_deletion: controller.then_some(true),
+        // No `blockOwnerDeletion`: it would need rights on finalizers where that is enforced.
+        block_owner_deletion: None,
     }
 }
 

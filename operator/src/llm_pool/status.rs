@@ -361,6 +361,7 @@ fn programmed(observed: &Observed) -> Said {
     } else if behind.is_empty() {
         let text = match observed.policies {
             0 => "no policy matches; defaults hold".to_owned(),
+            1 => "1 policy holds".to_owned(),
             count => format!("{count} policies hold"),
         };
         (State::True, Reason::InForce, text)

@@ -196,6 +196,7 @@ pub fn decide(view: &View, memory: &mut Memory, now: Timestamp) -> Decision {
     }
     if asked == 0 {
         verdict.zero_at = None;
+        memory.timeouts = 0;
     }
     let sentence = idle::sentence(&verdict, cost, settings.policy, memory.starts.samples);
     let expected_start = Duration::try_from_secs_f64(start).unwrap_or(Duration::MAX);

@@ -42,6 +42,22 @@ pub fn break_even(cost: StopCost) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
+/// The λ that gave this break-even, the rest of the cost being known: what was learned about arrivals is in the
+/// pool's status only there. `None` where it cannot be told, because waiting or the start costs nothing.
+#[must_use]
+pub fn arrivals_behind(cost: StopCost, break_even: Duration) -> Option<f64> {
+    let StopCost {
+        start,
+        start_squared,
+        waiting_weight,
+        arrivals: _,
+    } = cost;
+    let each = waiting_weight * start_squared / 2.0;
+    let rest = break_even.as_secs_f64() - start - waiting_weight * start;
+    // Less than a thousandth is the rounding of the status.
+    (each > 0.0 && rest > 1e-3).then_some(rest / each)
+}
+
 /// `spec.idle.policy` with what it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
@@ -302,6 +318,15 @@ mod tests {
         ] {
             assert_eq!(break_even(given), Duration::from_secs_f64(expected), "{given:?}");
         }
+    }
+
+    #[test]
+    fn arrivals_are_found_behind_a_break_even() {
+        let known = cost(3.0, 10.0, 2.0, 0.5);
+        let found = arrivals_behind(known, break_even(known)).unwrap();
+        assert!((found - 0.5).abs() < 1e-9, "{found}");
+        assert_eq!(arrivals_behind(cost(3.0, 10.0, 0.0, 0.0), secs(3)), None);
+        assert_eq!(arrivals_behind(cost(3.0, 10.0, 1.0, 0.0), secs(6)), None);
     }
 
     #[test]

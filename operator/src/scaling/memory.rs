@@ -114,10 +114,7 @@ impl Memory {
             self.starts.add(start);
             if self.held_peak > 0 {
                 let followed = f64::from(self.held_peak - 1) / start.total.as_secs_f64().max(0.1);
-                self.arrivals.push(followed);
-                if self.arrivals.len() > KEPT {
-                    self.arrivals.remove(0);
-                }
+                self.learn_arrivals(Some(followed));
             }
         } else if let (true, true, Some(served), Some(ready), Some(phases)) = (
             watched.measured,
@@ -143,6 +140,14 @@ impl Memory {
                     .or(pod.ready_changed)
             })
             .min()
+    }
+
+    /// Takes one more observation of the requests a second that came while the pool started.
+    pub fn learn_arrivals(&mut self, followed: Option<f64>) {
+        self.arrivals.extend(followed);
+        if self.arrivals.len() > KEPT {
+            self.arrivals.remove(0);
+        }
     }
 
     /// Requests a second that follow the first one after a gap: the mean over the starts that were seen.

@@ -7,6 +7,7 @@ use weir_crds::{Decimal, LLMPool, names};
 use super::{
     cost::Ledger,
     decide::View,
+    idle::{self, StopCost},
     memory::{Memory, doing},
     starts::{Phases, Starts},
 };
@@ -44,6 +45,15 @@ pub(super) fn memory(pool: &LLMPool, view: &View, now: Timestamp) -> Memory {
         hours(cost.starting_hours),
         since,
     );
+    let break_even = status.idle.as_ref().and_then(|idle| idle.break_even);
+    let (start, start_squared) = memory.starts.moments(pool.spec.idle.cold_start_prior.into());
+    let cost = StopCost {
+        start,
+        start_squared,
+        waiting_weight: pool.spec.idle.waiting_weight.value(),
+        arrivals: 0.0,
+    };
+    memory.learn_arrivals(break_even.and_then(|even| idle::arrivals_behind(cost, even.into())));
     memory.not_before = idle_since;
     memory.idle_since = idle_since;
     memory

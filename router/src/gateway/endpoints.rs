@@ -21,7 +21,7 @@ use kube::{
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 use weir_crds::names;
-use weir_schedule::{EndpointId, Event};
+use weir_schedule::EndpointId;
 use weir_wire::ports;
 
 use super::pools::Pools;
@@ -216,7 +216,6 @@ impl<'a> Following<'a> {
             return;
         };
         let id = set_endpoint(&pool, &target);
-        pool.notify(Event::EndpointNotReady(id));
         tracing::info!(pod = %target.name, pool = %target.pool, address = %target.address, "following pod");
         let (followed, follow) = Follow::new(pool, id, &target, self.discovery);
         let asked = self.first.as_ref().map(|(sender, _)| sender.clone());

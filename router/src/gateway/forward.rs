@@ -34,6 +34,8 @@ use crate::{
 pub(super) struct Job {
     pub(super) arrived: Instant,
     pub(super) api: Api,
+    /// The client asked for a stream.
+    pub(super) stream: bool,
     pub(super) entry: Entry,
     pub(super) head: request::Parts,
     pub(super) path: PathAndQuery,
@@ -120,6 +122,7 @@ impl Job {
             permit: Some(permit),
             entry: self.entry.clone(),
             arrived: self.arrived,
+            stream: self.stream,
             first_byte: None,
         }));
         let outgoing = self.outgoing(&endpoint, &number);
@@ -255,6 +258,7 @@ struct Flight {
     permit: Option<Permit>,
     entry: Entry,
     arrived: Instant,
+    stream: bool,
     first_byte: Option<Duration>,
 }
 
@@ -273,7 +277,7 @@ impl Flight {
                     footprint_tokens,
                     tool_call: seen.tool_call,
                 };
-                let ttft = self.first_byte.unwrap_or(total);
+                let ttft = self.first_byte.filter(|_| self.stream);
                 let record = Record::Completed {
                     usage: seen.usage,
                     slo_met: self.entry.policy.is_met(ttft, total),

@@ -159,6 +159,7 @@ impl Gateway {
         let job = Job {
             arrived,
             api,
+            stream: ask.stream,
             entry,
             head,
             path: route.path,

@@ -63,9 +63,10 @@ impl Policy {
         self.config.max_workflows
     }
 
-    /// Whether an answered request met the objectives; `None` when there are none.
+    /// Whether an answered request met the objectives; `None` when there are none. `ttft` is `None` for an answer in
+    /// one piece, which has no first token to wait for.
     #[must_use]
-    pub fn is_met(&self, ttft: Duration, completion: Duration) -> Option<bool> {
+    pub fn is_met(&self, ttft: Option<Duration>, completion: Duration) -> Option<bool> {
         let slo = &self.config.slo;
         if slo.ttft.is_none() && slo.completion.is_none() {
             return None;
@@ -73,7 +74,7 @@ impl Policy {
         let within = |span: Duration, limit: Option<weir_wire::Duration>| {
             limit.is_none_or(|limit| span <= Duration::from(limit))
         };
-        Some(within(ttft, slo.ttft) && within(completion, slo.completion))
+        Some(ttft.is_none_or(|ttft| within(ttft, slo.ttft)) && within(completion, slo.completion))
     }
 
     /// There are objectives to meet or miss.
@@ -261,10 +262,12 @@ mod tests {
     #[test]
     fn objectives_are_met_together() {
         let both = policy("slo: {ttft: 2s, completion: 10s}");
-        let met = |ttft, completion| both.is_met(Duration::from_secs(ttft), Duration::from_secs(completion));
+        let met =
+            |ttft, completion| both.is_met(Some(Duration::from_secs(ttft)), Duration::from_secs(completion));
         assert_eq!(met(2, 10), Some(true));
         assert_eq!(met(3, 10), Some(false));
         assert_eq!(met(1, 11), Some(false));
-        assert_eq!(policy("").is_met(Duration::ZERO, Duration::ZERO), None);
+        assert_eq!(both.is_met(None, Duration::from_secs(10)), Some(true));
+        assert_eq!(policy("").is_met(None, Duration::ZERO), None);
     }
 }

@@ -107,6 +107,7 @@ enum Command {
     RemoveEndpoint(EndpointId),
     EngineFigures(EndpointId, Option<EngineLoad>),
     Order(u64, Order, oneshot::Sender<Result<OrderAnswer, OrderError>>),
+    Look(oneshot::Sender<PoolState>),
     Close,
 }
 
@@ -282,6 +283,14 @@ impl PoolHandle {
         let mut endpoints = self.0.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
         endpoints.retain(|_, (known, _)| *known != id);
         self.send(Command::RemoveEndpoint(id));
+    }
+
+    /// The pool's state at this moment; `None` when its task has ended. What [`Self::states`] holds is as old as the last
+    /// change, and so are the ages in it.
+    pub async fn state_now(&self) -> Option<PoolState> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Look(reply));
+        answer.await.ok()
     }
 
     /// The endpoints known now.

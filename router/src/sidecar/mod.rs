@@ -158,7 +158,7 @@ impl Sidecar {
             homes,
             upstream: Upstream::new(&engine_address.to_string(), upstream),
             metrics: Arc::clone(&metrics),
-            limits: Limits::default(),
+            limits: limits(),
             body_pause: Timeouts::default().body_read.into(),
             budget: Budget::default(),
         };
@@ -221,6 +221,17 @@ impl Sidecar {
         admin_stop.cancel();
         while beside.join_next().await.is_some() {}
         served
+    }
+}
+
+/// Wider than what any gateway lets through, which has the limits that clients meet: nothing is refused here only
+/// because it came this far.
+fn limits() -> Limits {
+    Limits {
+        max_body_bytes: 1 << 30,
+        max_headers: 512,
+        max_header_bytes: 1 << 20,
+        ..Limits::default()
     }
 }
 

@@ -75,9 +75,8 @@ impl Observer for Turn {
 impl Passage {
     /// Answers one request of the traffic port. Dropping the future, or the answer, abandons the request in the engine.
     pub(super) async fn pass(self: Arc<Self>, request: Request<Incoming>) -> Reply {
-        let presence = self.activity.enter();
         let shape = shape(request.method(), request.uri().path_and_query());
-        match self.forward(request, shape, presence).await {
+        match self.forward(request, shape).await {
             Ok(reply) => reply,
             Err(refusal) => {
                 self.count(&refusal);
@@ -86,14 +85,11 @@ impl Passage {
         }
     }
 
-    async fn forward(
-        &self,
-        request: Request<Incoming>,
-        shape: ErrorShape,
-        presence: Presence,
-    ) -> Result<Reply, Refusal> {
+    async fn forward(&self, request: Request<Incoming>, shape: ErrorShape) -> Result<Reply, Refusal> {
         let (head, body) = request.into_parts();
         let target = served_path(head.uri.path_and_query()).ok_or(Refusal::UnknownPath)?;
+        // Probes of other paths are no activity: they must not keep a pod from being idle.
+        let presence = self.activity.enter();
         let received =
             request::read_body(&head.headers, body, &self.limits, self.body_pause, &self.budget).await?;
         let place = self.cap.enter().await.map_err(|_| Refusal::Saturated)?;

@@ -384,6 +384,8 @@ async fn paths_outside_the_api_do_not_reach_the_engine() {
         let answer = read_answer(&mut world.send(path, "").await).await;
         assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer}");
     }
+    let state: EngineState = serde_json::from_str(&world.get(STATE).await.1).unwrap();
+    assert_eq!(state.last_activity_age_ms, None, "probing is no activity");
 }
 
 #[tokio::test]

@@ -20,16 +20,7 @@ struct Plan {
 impl Engine {
     /// Schedules and computes one step that begins at `now`; `None` when there is nothing to run.
     pub fn step(&mut self, now: Duration) -> Option<StepResult> {
-        let budget = self.settings.max_batched_tokens.max(1) as usize;
-        let mut plan = Plan {
-            budget,
-            scheduled: Vec::with_capacity(self.running.len()),
-            preempted: 0,
-        };
-        self.schedule_running(&mut plan);
-        if plan.preempted == 0 {
-            self.schedule_waiting(&mut plan, now);
-        }
+        let plan = self.schedule(now);
         self.stats.num_preemptions += plan.preempted as u64;
         if plan.scheduled.is_empty() {
             return None;
@@ -45,6 +36,30 @@ impl Engine {
             preempted: plan.preempted,
             work,
         })
+    }
+
+    /// Decides what runs. The first of the running may have to throw itself out, which leaves an empty step; such
+    /// steps take no time, so the next one is decided at once. Each throws somebody out, so this ends.
+    fn schedule(&mut self, now: Duration) -> Plan {
+        let budget = self.settings.max_batched_tokens.max(1) as usize;
+        let mut preempted = 0;
+        loop {
+            let mut plan = Plan {
+                budget,
+                scheduled: Vec::with_capacity(self.running.len()),
+                preempted: 0,
+            };
+            self.schedule_running(&mut plan);
+            let stuck = plan.scheduled.is_empty() && plan.preempted > 0;
+            if plan.preempted == 0 {
+                self.schedule_waiting(&mut plan, now);
+            }
+            preempted += plan.preempted;
+            if !stuck {
+                plan.preempted = preempted;
+                return plan;
+            }
+        }
     }
 
     /// Running sequences first, each its next tokens; preempts when blocks run out.

@@ -243,6 +243,27 @@ fn priority_runs_the_lowest_first_and_preempts_the_highest() {
     assert!(engine.stats().num_preemptions > 0);
 }
 
+/// The least urgent sequence can be the first of the batch: it throws itself out, and the others still run.
+#[test]
+fn a_sequence_that_throws_itself_out_does_not_stop_the_rest() {
+    let mut engine = Engine::new(Settings {
+        policy: Policy::Priority,
+        blocks: 11,
+        ..settings()
+    });
+    for (job, priority) in [(1, 1), (2, 0)] {
+        let request = Request {
+            priority,
+            ..request(job, prompt(job as u32, 19), 20)
+        };
+        engine.submit(vec![request], Duration::ZERO).unwrap();
+        engine.step(Duration::ZERO).unwrap();
+    }
+    let (outputs, _) = drain(&mut engine);
+    assert_eq!(outputs.iter().filter(|output| output.finish.is_some()).count(), 2);
+    assert!(engine.stats().num_preemptions > 0);
+}
+
 #[test]
 fn admission_limits_count_running_and_waiting() {
     let limits = Settings {
@@ -333,7 +354,7 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     /// Whatever happens: blocks are conserved, references match, a hit is the longest cached prefix short of the
     /// prompt's end, and every request that was not aborted says exactly its script.

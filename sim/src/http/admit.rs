@@ -26,8 +26,8 @@ use crate::{
     ledger::{Entry, Outcome},
 };
 
-/// Longest value of a header in the ledger, bytes.
-const MAX_HEADER: usize = 256;
+/// Longest text from a client in the ledger, bytes.
+const MAX_NOTED: usize = 256;
 /// Headers the ledger keeps, besides all `x-weir-…`.
 const NOTED_HEADERS: [&str; 13] = [
     "x-request-id",
@@ -198,9 +198,9 @@ fn meta(call: Call<'_>, ask: &Ask, job: u64, arrived: Duration, max_tokens: u64)
 fn entry(call: Call<'_>, ask: &Ask, id: &str, arrived: Duration) -> Entry {
     Entry {
         sequence: 0,
-        request_id: id.to_owned(),
+        request_id: bounded(id),
         path: call.path,
-        model: ask.model.clone().unwrap_or_default(),
+        model: bounded(ask.model.as_deref().unwrap_or_default()),
         stream: ask.stream,
         headers: noted_headers(call.headers),
         prompt_tokens: ask.prompts.iter().map(Vec::len).sum::<usize>() as u64,
@@ -251,13 +251,18 @@ fn requests(app: &App, job: u64, arrived: Duration, ask: Ask, max_tokens: u64) -
     requests
 }
 
+/// A client's text, cut to what the ledger keeps.
+fn bounded(text: &str) -> String {
+    text[..text.floor_char_boundary(MAX_NOTED)].to_owned()
+}
+
 fn noted_headers(headers: &HeaderMap) -> BTreeMap<String, String> {
     let noted = |name: &str| name.starts_with("x-weir-") || NOTED_HEADERS.contains(&name);
     headers
         .iter()
         .filter(|(name, _)| noted(name.as_str()))
         .map(|(name, value)| {
-            let value = String::from_utf8_lossy(&value.as_bytes()[..value.len().min(MAX_HEADER)]);
+            let value = String::from_utf8_lossy(&value.as_bytes()[..value.len().min(MAX_NOTED)]);
             (name.as_str().to_owned(), value.into_owned())
         })
         .collect()

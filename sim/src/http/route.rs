@@ -93,7 +93,7 @@ pub(super) async fn respond(app: &Arc<App>, request: Request<Incoming>) -> Resul
         } else {
             detail(StatusCode::NOT_FOUND)
         };
-        app.count("none", parts.method.as_str(), response.status());
+        app.count("none", &parts.method, response.status());
         return Ok(response);
     };
     let mut response = if unauthorised(app, &parts) {
@@ -110,7 +110,7 @@ pub(super) async fn respond(app: &Arc<App>, request: Request<Incoming>) -> Resul
         let bytes = body.collect().await.map_err(|_| Cut)?.to_bytes();
         dispatch(app, route, &parts, bytes).await?
     };
-    app.count(name, parts.method.as_str(), response.status());
+    app.count(name, &parts.method, response.status());
     response
         .headers_mut()
         .insert(header::SERVER, HeaderValue::from_static("uvicorn"));

@@ -17,7 +17,10 @@ use tokio::{
 };
 use weir_wire::control::{Event, HEARTBEAT_MS, PoolState};
 
-use crate::{gateway::pools::Pools, metrics::Metrics};
+use crate::{
+    gateway::{pools::Pools, scheduler::PoolHandle},
+    metrics::Metrics,
+};
 
 /// The state of one stream.
 pub(super) struct Events {
@@ -47,7 +50,7 @@ impl Events {
         let mut heartbeat = interval(Duration::from_millis(HEARTBEAT_MS));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         heartbeat.reset();
-        let mut events = Self {
+        Self {
             changes: pools.changes(),
             pools,
             instance,
@@ -56,13 +59,14 @@ impl Events {
             due: VecDeque::new(),
             heartbeat,
             _open: Open(metrics.control_streams.clone()),
-        };
-        events.look_again();
-        events
+        }
     }
 
     /// The next line, as soon as there is one; `None` when the gateway's pools are gone.
     pub(super) async fn next(&mut self) -> Option<Bytes> {
+        if self.config_hash.is_none() {
+            self.look_again().await;
+        }
         loop {
             if let Some(event) = self.due.pop_front() {
                 return line(&event);
@@ -70,7 +74,7 @@ impl Events {
             tokio::select! {
                 changed = self.changes.changed() => {
                     changed.ok()?;
-                    self.look_again();
+                    self.look_again().await;
                 }
                 state = next_state(&mut self.watched) => {
                     self.due.extend(state.map(|state| Event::Pool(Box::new(state))));
@@ -81,7 +85,7 @@ impl Events {
     }
 
     /// Takes in which configuration and which pools there are now.
-    fn look_again(&mut self) {
+    async fn look_again(&mut self) {
         self.changes.mark_unchanged();
         let config_hash = self.pools.config_hash();
         if self.config_hash.as_ref() != Some(&config_hash) {
@@ -92,27 +96,31 @@ impl Events {
             });
             self.config_hash = Some(config_hash);
         }
-        let now: BTreeMap<String, watch::Receiver<Arc<PoolState>>> = self
+        let pools: BTreeMap<String, PoolHandle> = self
             .pools
             .list()
             .into_iter()
-            .map(|pool| (pool.name().to_owned(), pool.states()))
+            .map(|pool| (pool.name().to_owned(), pool))
             .collect();
-        for pool in self.watched.keys().filter(|pool| !now.contains_key(*pool)) {
+        for pool in self.watched.keys().filter(|pool| !pools.contains_key(*pool)) {
             self.due.push_back(Event::PoolRemoved { pool: pool.clone() });
         }
-        self.watched.retain(|pool, _| now.contains_key(pool));
-        for (pool, mut states) in now {
+        self.watched.retain(|pool, _| pools.contains_key(pool));
+        for (name, pool) in pools {
+            let mut states = pool.states();
             if self
                 .watched
-                .get(&pool)
+                .get(&name)
                 .is_some_and(|known| known.same_channel(&states))
             {
                 continue;
             }
-            let state = PoolState::clone(&states.borrow_and_update());
-            self.due.push_back(Event::Pool(Box::new(state)));
-            self.watched.insert(pool, states);
+            states.mark_unchanged();
+            // Asked for, not taken from the channel: the ages there count from the last change.
+            if let Some(state) = pool.state_now().await {
+                self.due.push_back(Event::Pool(Box::new(state)));
+            }
+            self.watched.insert(name, states);
         }
     }
 }

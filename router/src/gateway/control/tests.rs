@@ -9,6 +9,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
+use weir_schedule::{Affinity, Class, Request, RequestId};
 use weir_wire::{
     config::GatewayConfig,
     control::{Event, OrderAnswer, PoolState, orders_path},
@@ -18,6 +19,7 @@ use super::*;
 use crate::{
     admin::{self, Admin, TokenFile},
     metrics::Role,
+    sidecar::now,
 };
 
 struct World {
@@ -163,12 +165,63 @@ async fn a_stream_begins_with_everything_and_goes_on_with_changes() {
     assert_eq!(world.metrics.control_streams.get(), 0);
 }
 
-#[tokio::test]
-async fn a_quiet_stream_has_heartbeats() {
-    let world = World::new().await;
-    let mut events = world.events().await;
-    assert!(matches!(events.next().await, Event::Hello { .. }));
-    assert_eq!(events.next().await, Event::Heartbeat);
+/// A stream without a socket, so that time can be paused.
+async fn next(events: &mut Events) -> Event {
+    serde_json::from_slice(&events.next().await.unwrap()).unwrap()
+}
+
+fn held_request() -> Request {
+    Request {
+        id: RequestId(0),
+        workflow: None,
+        class: Class::Standard,
+        weight: 1,
+        max_wait: None,
+        affinity: Affinity::None,
+        idle_ttl: Duration::from_secs(60),
+        max_age: Duration::from_secs(60),
+        tool_pause: Duration::ZERO,
+        tool_pause_blocks_zero: false,
+        prompt_tokens: None,
+        bytes: 10,
+        not_on: None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_held_request_is_told_at_once_and_silence_is_broken_by_heartbeats() {
+    let metrics = Metrics::new(Role::Gateway).unwrap();
+    let pools = pools(&metrics);
+    pools
+        .apply(GatewayConfig::parse("pools: [{name: a, model: m, wakes: true}]").unwrap())
+        .unwrap();
+    let mut events = Events::new(Arc::clone(&pools), "i".into(), &metrics);
+    assert!(matches!(next(&mut events).await, Event::Hello { .. }));
+    assert!(matches!(next(&mut events).await, Event::Pool(_)));
+
+    let began = now();
+    let _waiting = pools.by_name("a").unwrap().submit(held_request());
+    match next(&mut events).await {
+        Event::Pool(state) => assert_eq!(state.held, 1),
+        other => panic!("expected the wake, got {other:?}"),
+    }
+    assert!(now() - began < Duration::from_millis(100), "{:?}", now() - began);
+
+    let mut beats = 0;
+    while beats < 3 {
+        if next(&mut events).await == Event::Heartbeat {
+            beats += 1;
+        }
+    }
+    assert_eq!((now() - began).as_secs(), 15);
+
+    // A stream that begins now is told how old things are now, not how old they were when they last changed.
+    let mut late = Events::new(Arc::clone(&pools), "i".into(), &metrics);
+    assert!(matches!(next(&mut late).await, Event::Hello { .. }));
+    match next(&mut late).await {
+        Event::Pool(state) => assert!(state.oldest_held_age_ms.unwrap() >= 14_900, "{state:?}"),
+        other => panic!("expected the pool, got {other:?}"),
+    }
 }
 
 #[tokio::test]

@@ -148,6 +148,7 @@ impl Follow {
         let mut kubelet = self.kubelet.clone();
         let mut follower = Follower::new(*kubelet.borrow_and_update());
         let mut failures = 0;
+        let mut shown = None;
         loop {
             let polled = tokio::select! {
                 polled = self.poll(follower.after()) => polled,
@@ -159,9 +160,11 @@ impl Follow {
             let pause = match polled {
                 Ok(state) => {
                     failures = 0;
-                    self.line
-                        .pool
-                        .set_engine_load(self.line.id, state.engine.as_ref().map(load));
+                    let figures = state.engine.as_ref().map(load);
+                    if shown != figures {
+                        self.line.pool.set_engine_load(self.line.id, figures);
+                        shown = figures;
+                    }
                     self.tell(follower.answered(&state)).await;
                     GAP
                 }

@@ -131,8 +131,12 @@ impl Driver {
     }
 
     fn take(&mut self, command: Command, now: Time) {
-        // Closing an idle pool changes nothing that anyone has to hear.
-        self.dirty |= !matches!(command, Command::Close) || !self.waiting.is_empty();
+        self.dirty |= match &command {
+            Command::Look(_) => false,
+            // Closing an idle pool changes nothing that anyone has to hear.
+            Command::Close => !self.waiting.is_empty(),
+            _ => true,
+        };
         match command {
             Command::Submit {
                 request,
@@ -168,6 +172,10 @@ impl Driver {
                 let answer = self.order(epoch, order, now);
                 // The operator may have hung up; the order holds all the same.
                 let _ = reply.send(answer);
+            }
+            Command::Look(reply) => {
+                // Whoever asked may have gone.
+                let _ = reply.send(self.snapshot(now));
             }
             Command::Close => self.close(now),
         }

@@ -1,4 +1,4 @@
-//! The engine simulator as a process: logs, signals, exit codes, environment.
+//! Logs, signals, exit codes, environment.
 
 use std::{net::SocketAddr, process::Stdio, time::Duration};
 

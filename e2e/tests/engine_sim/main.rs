@@ -1,0 +1,4 @@
+//! The engine simulator as a process.
+
+#[cfg(test)]
+mod process;
