@@ -20,11 +20,7 @@ mod state_dump;
 pub use condition::{Seen, await_condition};
 pub use manifest::{accepts, rejects};
 pub use namespace::{TestNamespace, with_temp_namespace};
-<<<<<<< HEAD
 pub use reach::{Reach, forward, reach, reach_pod};
-=======
-pub use reach::{Reach, reach, reach_pod};
->>>>>>> main
 pub use session::{cluster, install, toolbox};
 pub use state_dump::dump as state;
 
