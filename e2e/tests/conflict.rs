@@ -1,8 +1,14 @@
 //! Pools that cannot be used say why, and the others go on.
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::{api::core::v1::Event, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use k8s_openapi::{
+    api::{apps::v1::Deployment, core::v1::Event},
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::Timestamp,
+};
 use kube::api::ListParams;
+use serde_json::json;
+use weir_crds::LLMPoolStatus;
 use weir_e2e::{
     Seen, TestNamespace, await_condition,
     client::{Caller, Chat},
@@ -10,6 +16,19 @@ use weir_e2e::{
     pool::{PATIENCE, Pool, Simulated},
     with_temp_namespace,
 };
+
+/// A Deployment that a user made before the pool, under the name that the pool needs.
+const THEIRS: &str = "apiVersion: apps/v1
+kind: Deployment
+metadata: {name: taken-engine}
+spec:
+  replicas: 0
+  selector: {matchLabels: {app: theirs}}
+  template:
+    metadata: {labels: {app: theirs}}
+    spec:
+      containers: [{name: theirs, image: localhost/theirs:dev}]
+";
 
 async fn healthy(space: &TestNamespace) -> Result<(Pool, Caller)> {
     let recipe = Simulated {
@@ -102,43 +121,86 @@ async fn the_older_of_two_pools_of_one_model_keeps_serving() -> Result<()> {
     .await
 }
 
+/// Status, reason and message of a condition.
+async fn condition(pool: &Pool, kind: &str, reason: &str) -> Result<(String, String)> {
+    let has = |status: &LLMPoolStatus| {
+        status
+            .conditions
+            .iter()
+            .any(|one| one.type_ == kind && one.reason == reason)
+    };
+    let status = pool
+        .until(&format!("to have {kind} {reason}"), PATIENCE, has)
+        .await?;
+    let found = status.conditions.into_iter().find(|one| one.type_ == kind);
+    let found = found.context("the condition")?;
+    Ok((found.status, found.message))
+}
+
+/// Another pool comes up, serves, and takes a change.
+async fn others_work(space: &TestNamespace) -> Result<()> {
+    let (pool, caller) = healthy(space).await?;
+    caller.chat(&Chat::new(&pool.model, "Hello.")).await?.whole()?;
+    pool.change(&json!({"model": {"aliases": ["other-name"]}}))
+        .await?;
+    await_condition("the alias to be served", PATIENCE, async || {
+        let answer = caller.chat(&Chat::new("other-name", "Hello.")).await?;
+        Ok(if answer.status.is_success() {
+            Seen::Done(())
+        } else {
+            Seen::NotYet(answer.status.to_string())
+        })
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pool_that_names_what_is_missing_says_so_and_others_work() -> Result<()> {
+async fn a_pool_whose_volume_is_missing_says_so_and_others_work() -> Result<()> {
     install().await?;
     with_temp_namespace(async |space| {
         let broken = Simulated {
             name: "broken",
             args: &["--startup=0s"],
-            more: "  cache: {claimName: no-such-claim}",
+            more: "  cache: {claimName: no-such-claim}\n  scaling: {minReplicas: 1}",
             ..Simulated::default()
         };
         let broken = broken.apply(&space).await?;
-        let status = broken.reason("ReferenceMissing", PATIENCE).await?;
-        let ready = status
-            .conditions
-            .iter()
-            .find(|one| one.type_ == "Ready")
-            .context("Ready")?;
+        let (status, message) = condition(&broken, "CapacityAvailable", "Unschedulable").await?;
         ensure!(
-            ready.status == "False" && ready.message.contains("no-such-claim"),
-            "{ready:?}"
+            status == "False" && message.contains("no-such-claim"),
+            "{status}: {message}"
         );
-        let said = event(&space, "broken", "ReferenceMissing").await?;
+        let said = event(&space, "broken", "Unschedulable").await?;
         ensure!(said.contains("no-such-claim"), "{said}");
-        // Beside it, another one comes up, serves, and changes.
-        let (pool, caller) = healthy(&space).await?;
-        caller.chat(&Chat::new(&pool.model, "Hello.")).await?.whole()?;
-        pool.change(&serde_json::json!({"model": {"aliases": ["other-name"]}}))
-            .await?;
-        await_condition("the alias to be served", PATIENCE, async || {
-            let answer = caller.chat(&Chat::new("other-name", "Hello.")).await?;
-            Ok(if answer.status.is_success() {
-                Seen::Done(())
-            } else {
-                Seen::NotYet(answer.status.to_string())
-            })
-        })
-        .await
+        others_work(&space).await
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_of_somebody_else_is_left_alone_and_others_work() -> Result<()> {
+    install().await?;
+    with_temp_namespace(async |space| {
+        space.apply(THEIRS).await?;
+        let before = space.api::<Deployment>().get("taken-engine").await?;
+        let taken = Simulated {
+            name: "taken",
+            args: &["--startup=0s"],
+            ..Simulated::default()
+        };
+        let taken = taken.apply(&space).await?;
+        let (status, message) = condition(&taken, "Ready", "ObjectConflict").await?;
+        ensure!(
+            status == "False" && message.contains("taken-engine"),
+            "{status}: {message}"
+        );
+        others_work(&space).await?;
+        let after = space.api::<Deployment>().get("taken-engine").await?;
+        ensure!(
+            before.spec == after.spec,
+            "somebody else's Deployment was changed"
+        );
+        Ok(())
     })
     .await
 }
