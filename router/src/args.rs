@@ -142,10 +142,7 @@ fn engine(text: &str) -> Result<EngineKind, String> {
 fn span(text: &str) -> Result<Duration, String> {
     let span: weir_wire::Duration = text
         .parse()
-        .map_err(|_| "must be a span such as 90s or 10m".to_owned())?;
-    if span.is_negative() {
-        return Err("must not be negative".to_owned());
-    }
+        .map_err(|error: weir_wire::ParseDurationError| error.to_string())?;
     Ok(span.into())
 }
 

@@ -25,7 +25,7 @@ use crate::{
     gateway::{
         Gateway,
         control::Control,
-        endpoints::{Discovery, Readiness},
+        endpoints::{self, Discovery, Readiness},
         file, fixed,
         pools::Pools,
     },
@@ -166,7 +166,7 @@ async fn gateway(args: GatewayArgs, stop: CancellationToken) -> anyhow::Result<(
         }
         (None, Some(namespace), Some(name), Some(token)) => {
             let discovery = Discovery {
-                client: kube::Client::try_default()
+                client: endpoints::client()
                     .await
                     .context("cannot reach the Kubernetes API")?,
                 namespace,

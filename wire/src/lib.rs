@@ -7,10 +7,11 @@
 
 pub mod config;
 pub mod control;
+mod duration;
 pub mod headers;
 pub mod ports;
 pub mod sidecar;
 mod workflow_key;
 
-pub use kube::core::Duration;
+pub use duration::{Duration, ParseDurationError};
 pub use workflow_key::{ParseWorkflowKeyError, WorkflowKey};

@@ -65,7 +65,7 @@ fn pool_config(pool: &LLMPool) -> PoolConfig {
         hold: wire::HoldConfig {
             max_requests: spec.hold.max_requests,
             max_bytes: spec.hold.max_bytes.bytes(),
-            timeout: spec.hold.timeout.unwrap_or(spec.startup.deadline),
+            timeout: spec.hold.timeout.unwrap_or(spec.startup.deadline).into(),
         },
         suspended: spec.suspend,
         wakes: true,
@@ -84,22 +84,26 @@ fn policy_config(name: String, pools: Vec<String>, spec: &WorkflowPolicySpec) ->
                 AffinityMode::Required => wire::AffinityMode::Required,
                 AffinityMode::None => wire::AffinityMode::None,
             },
-            max_wait: spec.affinity.max_wait.fixed(),
-            idle_ttl: spec.affinity.idle_ttl,
-            max_age: spec.affinity.max_age,
+            max_wait: spec.affinity.max_wait.fixed().map(Into::into),
+            idle_ttl: spec.affinity.idle_ttl.into(),
+            max_age: spec.affinity.max_age.into(),
         },
         priority: wire::PriorityConfig {
             class: class(spec.priority.class),
             ceiling: spec.priority.ceiling.map(class),
             weight: spec.priority.weight,
-            max_wait: spec.priority.max_wait,
+            max_wait: spec.priority.max_wait.map(Into::into),
         },
         slo: wire::SloConfig {
-            ttft: spec.slo.ttft,
-            completion: spec.slo.completion,
+            ttft: spec.slo.ttft.map(Into::into),
+            completion: spec.slo.completion.map(Into::into),
         },
         max_workflows: spec.limits.max_workflows,
-        tool_pause: spec.tool_pause.lease.fixed().unwrap_or_else(|| TOOL_PAUSE.into()),
+        tool_pause: spec
+            .tool_pause
+            .lease
+            .fixed()
+            .map_or_else(|| TOOL_PAUSE.into(), Into::into),
         tool_pause_blocks_zero: spec.tool_pause.blocks_scale_to_zero,
     }
 }
