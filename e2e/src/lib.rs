@@ -3,11 +3,16 @@
 
 use tokio::signal::unix::{SignalKind, signal};
 
+pub mod client;
 pub mod cluster;
 mod condition;
 pub mod installation;
+pub mod ledger;
 pub mod manifest;
 mod namespace;
+pub mod operator;
+pub mod pool;
+pub mod processes;
 mod reach;
 mod session;
 mod state_dump;
@@ -15,7 +20,7 @@ mod state_dump;
 pub use condition::{Seen, await_condition};
 pub use manifest::{accepts, rejects};
 pub use namespace::{TestNamespace, with_temp_namespace};
-pub use reach::{Reach, reach, reach_pod};
+pub use reach::{Reach, forward, reach, reach_pod};
 pub use session::{cluster, install, toolbox};
 pub use state_dump::dump as state;
 

@@ -97,7 +97,11 @@ impl Reach {
     }
 }
 
-async fn forward(cluster: &Cluster, namespace: &str, target: &str, port: u16) -> Result<Reach> {
+/// Opens a way by `kubectl port-forward`, which also reaches what listens on a pod's own 127.0.0.1 alone.
+///
+/// # Errors
+/// `target` cannot be forwarded.
+pub async fn forward(cluster: &Cluster, namespace: &str, target: &str, port: u16) -> Result<Reach> {
     let ports = format!(":{port}");
     let mut forward = cluster.kubectl(&[
         "port-forward",

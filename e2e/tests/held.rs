@@ -1,0 +1,95 @@
+//! Five hundred requests held through a start: all answered, in their order, without flooding the first pod.
+
+use std::{collections::HashMap, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use tokio::task::JoinSet;
+use weir_e2e::{
+    Seen, await_condition,
+    client::Chat,
+    install,
+    ledger::{Engine, Ledger},
+    pool::{PATIENCE, Simulated, name_of},
+    with_temp_namespace,
+};
+
+const REQUESTS: usize = 500;
+const CAP: u32 = 8;
+
+/// Requests whose place in the engine's order differs from their place in the order of arrival by more than what can
+/// be under way between gateway and engine at once.
+fn out_of_order(ledger: &Ledger) -> Vec<String> {
+    let ids = ledger.entries.iter().enumerate();
+    let places: HashMap<&str, usize> = ids.map(|(place, entry)| (entry.id(), place)).collect();
+    let far = |number: &usize| {
+        let place = places.get(format!("held-{number}").as_str());
+        place.is_none_or(|place| place.abs_diff(*number) > CAP as usize)
+    };
+    let named = |number: usize| format!("{number} at {:?}", places.get(format!("held-{number}").as_str()));
+    (0..REQUESTS).filter(far).map(named).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_requests_are_held_and_answered_in_order() -> Result<()> {
+    install().await?;
+    with_temp_namespace(async |space| {
+        let recipe = Simulated {
+            name: "held",
+            args: &["--startup=6s", "--profile=tiny-cpu", "--time-scale=4"],
+            max_concurrency: Some(CAP),
+            more: "  idle: {policy: Never}\n  scaling: {maxReplicas: 1}",
+        };
+        let pool = recipe.apply(&space).await?;
+        let caller = pool.caller().await?;
+        pool.at_zero(PATIENCE).await?;
+
+        let mut answers = JoinSet::new();
+        // One after the other, with a pause that lets each arrive before the next.
+        let mut pace = tokio::time::interval(Duration::from_millis(4));
+        for number in 0..REQUESTS {
+            pace.tick().await;
+            let (caller, model) = (caller.clone(), pool.model.clone());
+            answers.spawn(async move {
+                let id = format!("held-{number}");
+                let chat = Chat::new(&model, "Wait for me.").id(&id).workflow(&id).tokens(4);
+                let answer = tokio::time::timeout(Duration::from_secs(120), caller.chat(&chat)).await;
+                let answer = answer.with_context(|| format!("{id} is lost"))?;
+                answer.and_then(|answer| answer.whole()).with_context(|| id)
+            });
+        }
+        await_condition("the status to show those held", PATIENCE, async || {
+            let status = pool.status().await?;
+            let activity = status.activity.unwrap_or_default();
+            let seen = (activity.held, status.ready_replicas);
+            Ok(if activity.held == 500 || status.ready_replicas > 0 {
+                Seen::Done(())
+            } else {
+                Seen::NotYet(format!("{seen:?}"))
+            })
+        })
+        .await?;
+        let mut held = 0;
+        while let Some(answer) = answers.join_next().await {
+            held += usize::from(answer??.was_held());
+        }
+        ensure!(held == REQUESTS, "{held} of {REQUESTS} were held");
+
+        let pods = pool.pods().await?;
+        ensure!(pods.len() == 1, "{} pods", pods.len());
+        let ledger = Engine::of(&space, &name_of(&pods[0])).await?.ledger().await?;
+        ensure!(
+            ledger.totals.finished == 500 && ledger.totals.rejected == 0,
+            "{:?}",
+            ledger.totals
+        );
+        let most = ledger.most_at_once();
+        ensure!(
+            most <= CAP as usize,
+            "{most} at once in the engine, {CAP} allowed"
+        );
+        let wrong = out_of_order(&ledger);
+        ensure!(wrong.is_empty(), "out of order: {}", wrong.join(", "));
+        Ok(())
+    })
+    .await
+}
