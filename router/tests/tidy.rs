@@ -1,5 +1,7 @@
 //! Pure modules stay pure: no socket, runtime, clock, global random source or logger in those that decide.
 
+#![expect(clippy::unwrap_used, reason = "a source that cannot be read ends the test")]
+
 use std::{fs, path::Path};
 
 /// Modules that only turn values into values.
