@@ -119,6 +119,13 @@ impl Plane {
 
     /// What is not there cannot be removed, and need not be.
     async fn remove_network(&self) {
+        // A pod's end of the cable keeps the machine's end alive for as long as the kernel keeps the pod's namespace.
+        let cables = Path::new("/sys/class/net").join(POD_BRIDGE).join("brif");
+        for cable in fs::read_dir(cables).into_iter().flatten().flatten() {
+            let mut delete = command("ip", ["link", "del"]);
+            delete.arg(cable.file_name());
+            succeeds(delete).await;
+        }
         for bridge in [NODE_BRIDGE, POD_BRIDGE] {
             if Path::new("/sys/class/net").join(bridge).exists() {
                 succeeds(command("ip", ["link", "del", bridge])).await;
