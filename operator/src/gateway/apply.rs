@@ -130,7 +130,8 @@ pub async fn remove_all(calls: &Calls, observed: &Observed) -> Result<(), CallEr
         unreadable: _,
         policies: _,
         token: _,
-        secret,
+        // The operator may not delete Secrets: garbage collection takes it with the last pool that named the gateway.
+        secret: _,
         service_account,
         role,
         role_binding,
@@ -147,14 +148,6 @@ pub async fn remove_all(calls: &Calls, observed: &Observed) -> Result<(), CallEr
     remove(calls, "remove_role_binding", role_binding.as_deref()).await?;
     remove(calls, "remove_role", role.as_deref()).await?;
     remove(calls, "remove_service_account", service_account.as_deref()).await?;
-    let ours = |secret: &&k8s_openapi::api::core::v1::Secret| {
-        let labels = secret.metadata.labels.as_ref();
-        labels
-            .and_then(|labels| labels.get(names::label::APP_MANAGED_BY))
-            .map(String::as_str)
-            == Some(names::FIELD_MANAGER)
-    };
-    remove(calls, "remove_token", secret.as_ref().filter(ours)).await?;
     // The ConfigMap is what the operator knows the gateway by: it goes last.
     remove(calls, "remove_config", config_map.as_deref()).await
 }

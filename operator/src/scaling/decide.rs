@@ -14,7 +14,7 @@ use super::{
     idle::{self, Clock, Policy, StopCost, Verdict},
     instant::after,
     memory::Memory,
-    pods::EnginePod,
+    pods::{EnginePod, Trouble},
     replicas::{self, Bounds, Now},
     victim::{self, Victim},
 };
@@ -180,7 +180,8 @@ pub fn decide(view: &View, memory: &mut Memory, now: Timestamp) -> Decision {
     let in_start = pods
         .iter()
         .find(|pod| {
-            !pod.terminating && !Memory::serves(pod, demand) && overdue.is_none_or(|late| late.uid != pod.uid)
+            let late = overdue.is_some_and(|late| late.uid == pod.uid);
+            !pod.terminating && !Memory::serves(pod, demand) && !late && !hopeless(pod)
         })
         .map(|pod| pod.name.as_str())
         .or((waiting_pods == 0 && starting > 0).then_some("an engine pod"));
@@ -221,6 +222,15 @@ pub fn decide(view: &View, memory: &mut Memory, now: Timestamp) -> Decision {
 
 fn count(pods: &[EnginePod], which: impl Fn(&EnginePod) -> bool) -> u32 {
     u32::try_from(pods.iter().filter(|pod| which(pod)).count()).unwrap_or(u32::MAX)
+}
+
+/// A pod that will not serve by waiting: somebody must change something. It does not keep an idle pool running; a pod
+/// that waits for a node does, for the node may be on its way.
+fn hopeless(pod: &EnginePod) -> bool {
+    match pod.trouble {
+        Some(Trouble::Image(_) | Trouble::Crashing(_)) => true,
+        Some(Trouble::Unschedulable(_)) | None => false,
+    }
 }
 
 /// A pod that has been able to start for longer than the deadline and still does not serve.

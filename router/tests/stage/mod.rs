@@ -1,7 +1,11 @@
 //! A stage for the real router on real sockets: a gateway, engines that do what a test says byte by byte, and a client
 //! that sees every byte.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a stage that fails ends its test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a stage that fails ends its test"
+)]
 #![expect(
     dead_code,
     unreachable_pub,

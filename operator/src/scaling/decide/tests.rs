@@ -190,6 +190,32 @@ fn a_pod_without_a_node_or_an_image_has_no_deadline() {
 }
 
 #[test]
+fn a_pod_that_cannot_come_up_is_given_up_when_nobody_waits() {
+    let look = |trouble, demand| {
+        let stuck = EnginePod {
+            trouble: Some(trouble),
+            ..pod("a", 90, None)
+        };
+        decide(&view(1, vec![stuck], demand), &mut Memory::default(), at(100)).action
+    };
+    assert_eq!(
+        look(Trouble::Crashing("x".to_owned()), known(Some(5))),
+        Action::Zero
+    );
+    assert_eq!(look(Trouble::Image("x".to_owned()), known(Some(5))), Action::Zero);
+    assert_eq!(
+        look(Trouble::Crashing("x".to_owned()), held(1)),
+        Action::None,
+        "somebody waits"
+    );
+    assert_eq!(
+        look(Trouble::Unschedulable("x".to_owned()), known(Some(5))),
+        Action::None,
+        "a node may come"
+    );
+}
+
+#[test]
 fn suspended_and_refused_pools_stop_without_a_fence() {
     for mode in [Mode::Suspended, Mode::Refused] {
         let off = |replicas, pods| View {
