@@ -23,9 +23,9 @@ CARGO_DENY := 0.20.2
 CARGO_FUZZ := 0.13.2
 FUZZ_SECONDS ?= 5
 
-# Tests in e2e/tests need a cluster, all others do not.
+# The files of e2e/tests need a cluster; its directories, and the tests of all other crates, do not.
 CLUSTER_TESTS := $(basename $(notdir $(wildcard e2e/tests/*.rs)))
-OTHER_TESTS := $(sort $(basename $(notdir $(wildcard crds/tests/*.rs wire/tests/*.rs schedule/tests/*.rs sim/tests/*.rs operator/tests/*.rs router/tests/*.rs))))
+OTHER_TESTS := $(sort $(basename $(notdir $(filter-out e2e/%,$(wildcard */tests/*.rs)))) $(notdir $(patsubst %/main.rs,%,$(wildcard */tests/*/main.rs))))
 
 loud = .ci/loud "$(1)"
 

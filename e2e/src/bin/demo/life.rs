@@ -5,25 +5,27 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::Api;
 use tokio::time::Instant;
-use weir_crds::{LLMPoolStatus, names};
+use weir_crds::names;
 use weir_e2e::{
     Reach, Seen, await_condition,
-    cluster::progress::{Detail, Progress, now},
+    cluster::progress::{Detail, now},
     manifest, reach,
 };
 
 use crate::{
-    Args, gateway,
+    Args,
     play::{self, Summary},
-    report::{Idle, Kubectl, Report, Wake},
-    request::{self, Answer},
+    report::{Kubectl, Report},
     stage::{NAMESPACE, Stage},
     view::{Observer, View},
 };
+
+mod idle;
+mod wake;
 
 const POOL: &str = "coder";
 const MODEL: &str = "coder-8b";
@@ -55,10 +57,10 @@ pub(crate) async fn live(args: &Args, stage: &mut Stage) -> Result<()> {
         80,
     )
     .await?;
-    let (first, wake) = wake(stage, &observer, &gateway, &mut shown).await?;
+    let (first, wake) = wake::wake(stage, &observer, &gateway, &mut shown).await?;
     let summary = serve(args, stage, &observer, &gateway, &mut shown).await?;
     let last_end = now();
-    let idle = idle(stage, &observer, last_end, &mut shown).await?;
+    let idle = idle::idle(stage, &observer, last_end, &mut shown).await?;
     let ended = now();
     let view = observer.view();
     let version = stage.client()?.apiserver_version().await?.git_version;
@@ -119,86 +121,6 @@ async fn at_zero(stage: &Stage, observer: &Observer) -> Result<()> {
     stage.progress.step("waiting for the gateway", serves).await
 }
 
-/// The first request: held while the pool wakes, answered by the pod it woke.
-async fn wake(
-    stage: &Stage,
-    observer: &Observer,
-    gateway: &Reach,
-    shown: &mut Vec<Kubectl>,
-) -> Result<(Answer, Wake)> {
-    let progress = &stage.progress;
-    progress.say(format_args!(
-        "sending the first agent request to {}/v1/chat/completions",
-        gateway.url
-    ));
-    let before = observer.view().wakes().count();
-    let ask = async {
-        let answer = tokio::time::timeout(MINUTE * 3, request::ask(&gateway.url, MODEL)).await;
-        answer.context("the first request")?.context("the first request")
-    };
-    let course = async {
-        let held = |view: &View| view.wakes().nth(before);
-        let patched = observer
-            .until(
-                progress,
-                "the request is held; waiting for the wake",
-                MINUTE,
-                held,
-            )
-            .await?;
-        // The status follows the order by a moment; one that does not is shown as it is.
-        let waking = |view: &View| (view.reason() != "AtZero").then_some(());
-        let _ = observer
-            .until_seen(Duration::from_secs(2), &Detail::default(), waking)
-            .await;
-        show(stage, "first request held", shown).await?;
-        let ready = |view: &View| view.ready_after(patched);
-        let ready = observer
-            .until(
-                progress,
-                "waiting for the engine pod to be Ready",
-                MINUTE * 2,
-                ready,
-            )
-            .await?;
-        anyhow::Ok((patched, ready))
-    };
-    let (answer, (patched, ready)) = tokio::try_join!(ask, course)?;
-    ensure!(
-        answer.status == 200 && answer.whole,
-        "the first request was answered badly: {answer:?}"
-    );
-    ensure!(
-        answer.held,
-        "the first request was not held although the pool was at zero: {answer:?}"
-    );
-    let first_byte = answer.first_byte.context("an answer without a byte")?;
-    progress.say(format_args!(
-        "answered by {} after {:.1} s, of which {:.1} s held",
-        answer.endpoint.as_deref().unwrap_or("an unnamed endpoint"),
-        (first_byte - answer.sent).as_secs_f64(),
-        Duration::from_millis(answer.queued_ms.unwrap_or(0)).as_secs_f64()
-    ));
-    let measured = |view: &View| view.status().and_then(|status| status.cold_start.clone());
-    let cold_start = observer
-        .until(progress, "waiting for the wake's phases", MINUTE, measured)
-        .await?;
-    show(stage, "serving", shown).await?;
-    let states = gateway::states(stage.cluster()?, stage.client()?, NAMESPACE, POOL).await?;
-    let endpoints = states.iter().flat_map(|state| &state.endpoints);
-    let wake = Wake {
-        held_to_patch_ms: vec![millis(answer.sent, patched)],
-        patch_to_ready_s: vec![(ready - patched).as_secs_f64()],
-        ready_to_dispatch_ms: endpoints
-            .filter_map(|endpoint| endpoint.ready_to_dispatch_ms)
-            .collect(),
-        // The gateway asks the sidecar itself and is served before the kubelet calls the pod Ready.
-        first_byte_after_pod_ready_ms: vec![signed_millis(ready, first_byte)],
-        phases: serde_json::to_value(cold_start.phases)?,
-    };
-    Ok((answer, wake))
-}
-
 /// Agent sessions; meanwhile the pool grows.
 async fn serve(
     args: &Args,
@@ -233,100 +155,6 @@ async fn serve(
     Ok(summary)
 }
 
-/// No more requests: the countdown to break-even, and zero.
-async fn idle(
-    stage: &Stage,
-    observer: &Observer,
-    last_end: Instant,
-    shown: &mut Vec<Kubectl>,
-) -> Result<Idle> {
-    let progress = &stage.progress;
-    let counting = |view: &View| {
-        view.status()?
-            .idle
-            .as_ref()
-            .filter(|idle| idle.zero_at.is_some())
-            .cloned()
-    };
-    let idle = observer
-        .until(
-            progress,
-            "no more requests; waiting for idleness",
-            MINUTE,
-            counting,
-        )
-        .await?;
-    show(stage, "idle", shown).await?;
-    if let Some(reason) = &idle.reason {
-        progress.say(format_args!("why: {reason}"));
-    }
-    let threshold = idle
-        .threshold
-        .map_or(0.0, |threshold| Duration::from(threshold).as_secs_f64());
-    let limit = Duration::from_secs_f64(threshold) + MINUTE * 2;
-    let ordered = |view: &View| {
-        view.ordered
-            .last()
-            .filter(|(at, replicas)| *replicas == 0 && *at >= last_end)
-            .copied()
-    };
-    let countdown = observer.until(progress, "counting down to break-even", limit, ordered);
-    let (zero, _) = tokio::select! {
-        zero = countdown => zero?,
-        never = count_down(progress, observer) => never,
-    };
-    let gone = |view: &View| (view.living() == 0 && view.reason() == "AtZero").then_some(());
-    observer
-        .until(
-            progress,
-            "zero is ordered; waiting for the pods to end",
-            MINUTE * 2,
-            gone,
-        )
-        .await?;
-    show(stage, "at zero again", shown).await?;
-    let seconds = |value: Option<weir_crds::Duration>| value.map(|value| Duration::from(value).as_secs_f64());
-    Ok(Idle {
-        break_even_s: seconds(idle.break_even),
-        threshold_s: seconds(idle.threshold),
-        zero_after_s: (zero - last_end).as_secs_f64(),
-        reason: idle.reason,
-    })
-}
-
-/// Says every two seconds how far it is.
-async fn count_down<T>(progress: &Progress, observer: &Observer) -> T {
-    let mut ticks = tokio::time::interval(Duration::from_secs(2));
-    loop {
-        ticks.tick().await;
-        let view = observer.view();
-        if let Some(line) = view
-            .status()
-            .and_then(|status| countdown_line(status, jiff::Timestamp::now()))
-        {
-            progress.say(line);
-        }
-    }
-}
-
-fn countdown_line(status: &LLMPoolStatus, now: jiff::Timestamp) -> Option<String> {
-    let idle = status.idle.as_ref()?;
-    let since = status.activity.as_ref()?.idle_since.as_ref()?;
-    let left = idle.zero_at.as_ref()?.0.duration_since(now).as_secs_f64();
-    let break_even = idle
-        .break_even
-        .map_or_else(|| "unknown".to_owned(), |value| value.to_string());
-    Some(format!(
-        "idle for {:.0} s; break-even {break_even}; {}",
-        now.duration_since(since.0).as_secs_f64(),
-        if left > 0.0 {
-            format!("zero in {left:.0} s")
-        } else {
-            "zero is due".to_owned()
-        }
-    ))
-}
-
 /// Most endpoints that were Ready at one time.
 fn most_ready(view: &View) -> usize {
     let lives = || view.pods.values().filter_map(|pod| Some((pod.ready?, pod.gone)));
@@ -336,17 +164,4 @@ fn most_ready(view: &View) -> usize {
             .count()
     };
     lives().map(|(ready, _)| at(ready)).max().unwrap_or(0)
-}
-
-fn millis(from: Instant, to: Instant) -> f64 {
-    (to - from).as_secs_f64() * 1e3
-}
-
-/// Negative when `to` was first.
-fn signed_millis(from: Instant, to: Instant) -> f64 {
-    if to >= from {
-        millis(from, to)
-    } else {
-        -millis(to, from)
-    }
 }

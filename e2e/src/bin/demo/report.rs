@@ -1,15 +1,14 @@
 //! What the demo found, for people and as `report.json`.
 
-use std::{
-    io::{self, Write},
-    time::Duration,
-};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::{play::Summary, request::Answer};
+
+mod summary;
 
 /// `target/demo/report.json`. Field names are a contract: other programs read them.
 #[derive(Debug, Serialize)]
@@ -199,106 +198,6 @@ impl Report {
         Self { kubectl, ..self }
     }
 
-    /// The summary for people.
-    ///
-    /// # Errors
-    /// Standard output is closed.
-    pub(crate) fn print(&self) -> io::Result<()> {
-        let mut out = io::stdout();
-        let Requests {
-            sent,
-            ok,
-            failed,
-            lost,
-            held,
-            ..
-        } = &self.requests;
-        writeln!(out, "\nSummary")?;
-        writeln!(
-            out,
-            "  requests       {sent} sent, {ok} answered, {failed} failed, {lost} lost, {held} held"
-        )?;
-        let kept = self
-            .workflows
-            .home_kept_percent
-            .map_or("unknown".to_owned(), |percent| format!("{percent:.1} %"));
-        let Workflows { count, turns, .. } = &self.workflows;
-        writeln!(
-            out,
-            "  workflows      {count} with {turns} turns; {kept} of returning turns kept their home"
-        )?;
-        let Tokens {
-            prompt,
-            cached,
-            uncached,
-        } = &self.tokens;
-        writeln!(out, "  prompt tokens  {prompt}: {cached} cached, {uncached} not")?;
-        let wake = &self.wake;
-        writeln!(
-            out,
-            "  wake           held to order {}; order to Ready {}; ready to dispatch {}; first byte {} after Ready",
-            list(&wake.held_to_patch_ms, "ms"),
-            list(&wake.patch_to_ready_s, "s"),
-            list(
-                &wake
-                    .ready_to_dispatch_ms
-                    .iter()
-                    .map(|ms| *ms as f64)
-                    .collect::<Vec<_>>(),
-                "ms"
-            ),
-            list(&wake.first_byte_after_pod_ready_ms, "ms"),
-        )?;
-        if let Some(phases) = wake.phases.as_object() {
-            let phases: Vec<_> = phases
-                .iter()
-                .map(|(name, value)| format!("{name} {}", value.as_str().unwrap_or("?")))
-                .collect();
-            writeln!(out, "  phases         {}", phases.join(", "))?;
-        }
-        let seconds =
-            |value: Option<f64>| value.map_or("unknown".to_owned(), |value| format!("{value:.1} s"));
-        let Idle {
-            break_even_s,
-            threshold_s,
-            zero_after_s,
-            ..
-        } = &self.idle;
-        writeln!(
-            out,
-            "  idle           break-even {}, threshold {}, zero {zero_after_s:.1} s after the last request",
-            seconds(*break_even_s),
-            seconds(*threshold_s)
-        )?;
-        let ReplicaHours { used, always_on } = &self.replica_hours;
-        writeln!(
-            out,
-            "  replica-hours  {used:.4} used, {always_on:.4} always on ({:.0} % saved); most endpoints at once {}",
-            if *always_on > 0.0 {
-                100.0 * (1.0 - used / always_on)
-            } else {
-                0.0
-            },
-            self.scale.most_ready_endpoints
-        )?;
-        writeln!(
-            out,
-            "  cluster        Kubernetes {} ({})",
-            self.cluster.version, self.cluster.kind
-        )?;
-        let played = |field: &str| {
-            self.trace.get(field).map_or_else(String::new, |value| {
-                value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-            })
-        };
-        let (source, sessions) = (played("source"), played("sessions"));
-        let (pauses, prompts) = (played("time_scale"), played("prompt_scale"));
-        writeln!(
-            out,
-            "  played         {sessions} sessions of {source}, pauses x {pauses}, prompts x {prompts}\n"
-        )
-    }
-
     /// Nothing may be lost or fail.
     ///
     /// # Errors
@@ -316,12 +215,4 @@ impl Report {
         }
         Ok(())
     }
-}
-
-fn list(values: &[f64], unit: &str) -> String {
-    if values.is_empty() {
-        return "unknown".to_owned();
-    }
-    let values: Vec<_> = values.iter().map(|value| format!("{value:.1}")).collect();
-    format!("{} {unit}", values.join(", "))
 }
