@@ -124,6 +124,11 @@ async fn first_wake(pool: &Pool, caller: &Caller, agent: &mut Conversation) -> R
         .turn(caller, &pool.model)
         .await
         .context("the first request")?;
+    Progress::new().say(format_args!(
+        "held for {:?}, answered after {:?}",
+        answer.queued(),
+        answer.ended_after
+    ));
     ensure!(answer.was_held(), "not held: {:?}", answer.headers);
     ensure!(answer.home() == "new", "home {}", answer.home());
     let status = pool.serving(1, PATIENCE).await?;
