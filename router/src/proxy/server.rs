@@ -10,7 +10,7 @@ mod socket;
 
 use std::{convert::Infallible, io, pin::Pin, sync::Arc, time::Duration};
 
-use futures::FutureExt as _;
+use futures::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use http::{Request, StatusCode};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -115,9 +115,12 @@ async fn connection<F, Fut>(
 {
     let service = service_fn(move |request| handler(request).map(Ok::<_, Infallible>));
     let mut served = http.serve_connection(TokioIo::new(socket), service);
+    // Looked at only when it is woken; a cancellation future by itself takes two locks, shared by all connections,
+    // whenever a byte arrives.
+    let mut stopping = FuturesUnordered::from_iter([shutdown.cancelled()]);
     let ended = tokio::select! {
         result = &mut served => Some(result),
-        () = shutdown.cancelled() => None,
+        _ = stopping.next() => None,
     };
     let result = match ended {
         Some(result) => result,
