@@ -11,7 +11,10 @@ use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
-use super::{Upstream, UpstreamError, wire::Wire};
+use super::{
+    Upstream, UpstreamError,
+    wire::{MAX_TURNS, Wire},
+};
 
 /// Bytes gathered into one piece at most.
 const MAX_GATHERED_BYTES: usize = 64 << 10;
@@ -54,7 +57,7 @@ impl UpstreamBody {
             self.ended = true;
             return Poll::Ready(Some(Err(UpstreamError::Cut { source })));
         }
-        loop {
+        for _ in 0..MAX_TURNS {
             if let Some(wire) = &self.wire {
                 wire.begin_turn(cx);
             }
@@ -68,6 +71,8 @@ impl UpstreamBody {
                 Ok(None) => return Poll::Pending,
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Everything that is there; `None` when nothing is.

@@ -25,6 +25,9 @@ use super::UpstreamError;
 
 /// Read buffer of one upstream connection at most.
 const MAX_READ_BUFFER_BYTES: usize = 256 << 10;
+/// Times a task drives a connection before it lets others run. A runtime that wants the task to yield says so by
+/// waking it, again and again.
+pub(super) const MAX_TURNS: usize = 4;
 /// Headers of an answer at most.
 const MAX_ANSWER_HEADERS: usize = 256;
 
@@ -101,7 +104,7 @@ impl Wire {
     ) -> Result<Response<Incoming>, UpstreamError> {
         let mut answer = pin!(self.sender.send_request(request));
         let result = poll_fn(|cx| {
-            loop {
+            for _ in 0..MAX_TURNS {
                 self.relay.begin(cx);
                 self.drive();
                 let polled = answer.as_mut().poll(&mut Context::from_waker(&self.waker));
@@ -113,6 +116,8 @@ impl Wire {
                     Poll::Pending => return Poll::Pending,
                 }
             }
+            cx.waker().wake_by_ref();
+            Poll::Pending
         })
         .await;
         match result {
