@@ -41,6 +41,10 @@ struct Row {
     p50_ms: f64,
     p99_ms: f64,
     rss_mb: Option<f64>,
+    /// Processor time per request; unlike the rates, it hardly depends on who else uses the machine.
+    json_cpu_us: Option<f64>,
+    /// Processor time per burst stream.
+    sse_burst_cpu_us: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -60,6 +64,10 @@ struct Ratios {
     sse_burst_streams_per_s: f64,
     sse_spaced_cpu_us_per_stream: f64,
     p50_added_ms: f64,
+    /// nginx's processor time per JSON request, as a share of Weir's.
+    json_cpu: f64,
+    /// The same per burst stream.
+    sse_burst_cpu: f64,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -111,20 +119,26 @@ fn measure(system: &dyn System, scratch: &std::path::Path) -> anyhow::Result<Row
             scratch,
         })
     };
-    let json = run("/v1/chat/completions?mode=json", CONNECTIONS)?;
-    let burst = run("/v1/chat/completions?mode=burst", CONNECTIONS)?;
-    let before = system.cpu_seconds()?;
-    let spaced = run("/v1/chat/completions?mode=spaced", CONNECTIONS)?;
-    let after = system.cpu_seconds()?;
-    let cpu = before
-        .zip(after)
-        .map(|(before, after)| (after - before) * 1e6 / spaced.requests as f64);
+    let timed = |path: &str| -> anyhow::Result<(wrk::Measured, Option<f64>)> {
+        let before = system.cpu_seconds()?;
+        let measured = run(path, CONNECTIONS)?;
+        let spent = before
+            .zip(system.cpu_seconds()?)
+            .map(|(before, after)| after - before);
+        let each = spent.map(|seconds| seconds * 1e6 / measured.requests as f64);
+        Ok((measured, each))
+    };
+    let (json, json_cpu_us) = timed("/v1/chat/completions?mode=json")?;
+    let (burst, sse_burst_cpu_us) = timed("/v1/chat/completions?mode=burst")?;
+    let (_, sse_spaced_cpu_us_per_stream) = timed("/v1/chat/completions?mode=spaced")?;
     let light = run("/v1/chat/completions?mode=json", 1)?;
     Ok(Row {
         system: system.name(),
         json_rps: json.per_second(),
         sse_burst_streams_per_s: burst.per_second(),
-        sse_spaced_cpu_us_per_stream: cpu,
+        sse_spaced_cpu_us_per_stream,
+        json_cpu_us,
+        sse_burst_cpu_us,
         p50_ms: light.p50_ms,
         p99_ms: light.p99_ms,
         rss_mb: system.rss_mb()?,
@@ -150,6 +164,8 @@ fn median_row(rows: &[Row]) -> Row {
         p50_ms: column(|row| row.p50_ms),
         p99_ms: column(|row| row.p99_ms),
         rss_mb: maybe(|row| row.rss_mb),
+        json_cpu_us: maybe(|row| row.json_cpu_us),
+        sse_burst_cpu_us: maybe(|row| row.sse_burst_cpu_us),
     }
 }
 
@@ -158,26 +174,40 @@ fn ratios(rows: &[Row]) -> Ratios {
         unreachable!("three systems are measured")
     };
     let cpu = |row: &Row| row.sse_spaced_cpu_us_per_stream.unwrap_or(f64::NAN);
+    let share =
+        |pick: fn(&Row) -> Option<f64>| pick(nginx).unwrap_or(f64::NAN) / pick(weir).unwrap_or(f64::NAN);
     Ratios {
         json_rps: weir.json_rps / nginx.json_rps,
         sse_burst_streams_per_s: weir.sse_burst_streams_per_s / nginx.sse_burst_streams_per_s,
         sse_spaced_cpu_us_per_stream: cpu(weir) / cpu(nginx),
         p50_added_ms: weir.p50_ms - direct.p50_ms,
+        json_cpu: share(|row| row.json_cpu_us),
+        sse_burst_cpu: share(|row| row.sse_burst_cpu_us),
     }
 }
 
 fn print(report: &Report) {
     println!(
-        "{:8} {:>10} {:>12} {:>16} {:>8} {:>8} {:>8}",
-        "system", "json/s", "bursts/s", "µs CPU/stream", "p50 ms", "p99 ms", "RSS MB"
+        "{:8} {:>9} {:>11} {:>13} {:>14} {:>15} {:>8} {:>8} {:>7}",
+        "system",
+        "json/s",
+        "µs CPU/json",
+        "bursts/s",
+        "µs CPU/burst",
+        "µs CPU/spaced",
+        "p50 ms",
+        "p99 ms",
+        "RSS MB"
     );
+    let maybe = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.1}"));
     for row in &report.rows {
-        let maybe = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.1}"));
         println!(
-            "{:8} {:>10.0} {:>12.0} {:>16} {:>8.3} {:>8.3} {:>8}",
+            "{:8} {:>9.0} {:>11} {:>13.0} {:>14} {:>15} {:>8.3} {:>8.3} {:>7}",
             row.system,
             row.json_rps,
+            maybe(row.json_cpu_us),
             row.sse_burst_streams_per_s,
+            maybe(row.sse_burst_cpu_us),
             maybe(row.sse_spaced_cpu_us_per_stream),
             row.p50_ms,
             row.p99_ms,

@@ -10,9 +10,6 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-/// Clock ticks of `/proc` per second on Linux.
-const TICKS_PER_SECOND: f64 = 100.0;
-
 /// A process that is ended with its owner.
 pub(super) struct Process(Child);
 
@@ -50,20 +47,18 @@ impl Process {
         std::iter::once(id).chain(children).collect()
     }
 
-    /// User and system time of the process and its children, seconds.
+    /// Time on a processor of all threads of the process and its children, seconds. Exact, unlike the clock ticks of
+    /// `/proc/ID/stat`, which miss whoever sleeps between two.
     pub(super) fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        let mut ticks = 0.0;
+        let mut nanos = 0.0;
         for id in self.family() {
-            let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
-            let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-            for index in [11, 12] {
-                ticks += fields
-                    .get(index)
-                    .context("/proc/ID/stat has times")?
-                    .parse::<f64>()?;
+            for task in fs::read_dir(format!("/proc/{id}/task"))? {
+                let text = fs::read_to_string(task?.path().join("schedstat"))?;
+                let first = text.split_whitespace().next().context("schedstat has a time")?;
+                nanos += first.parse::<f64>()?;
             }
         }
-        Ok(ticks / TICKS_PER_SECOND)
+        Ok(nanos / 1e9)
     }
 
     /// Resident memory of the process and its children.
