@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, Client};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     net::TcpStream,
     task::JoinSet,
 };
@@ -123,7 +123,7 @@ pub async fn forward(cluster: &Cluster, namespace: &str, target: &str, port: u16
     forward
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .process_group(0);
     let mut child = forward.spawn().context("starting kubectl port-forward")?;
     let group = Group::of(&child);
@@ -134,11 +134,24 @@ pub async fn forward(cluster: &Cluster, namespace: &str, target: &str, port: u16
     let mut lines = BufReader::new(output).lines();
     let line = tokio::time::timeout(Duration::from_secs(20), lines.next_line()).await;
     let Ok(Ok(Some(line))) = line else {
-        bail!("kubectl port-forward to {target} in {namespace} did not begin");
+        let mut said = String::new();
+        if let Some(mut errors) = child.stderr.take() {
+            // What it said so far, at most a moment's worth: it may still run.
+            let read = errors.read_to_string(&mut said);
+            let _ = tokio::time::timeout(Duration::from_secs(1), read).await;
+        }
+        bail!(
+            "kubectl port-forward to {target} in {namespace} did not begin: {}",
+            said.trim()
+        );
     };
     let local = forwarded_port(&line).with_context(|| format!("kubectl port-forward said `{line}`"))?;
     let mut reader = JoinSet::new();
     reader.spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    if let Some(errors) = child.stderr.take() {
+        let mut errors = BufReader::new(errors).lines();
+        reader.spawn(async move { while let Ok(Some(_)) = errors.next_line().await {} });
+    }
     Ok(Reach {
         url: format!("http://127.0.0.1:{local}"),
         _forward: Some(Forward {
