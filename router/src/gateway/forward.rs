@@ -23,7 +23,7 @@ use crate::{
         headers::{for_client, for_upstream},
         inflight::{End, InFlight, Observer},
         request::Api,
-        respond::{Refusal, Reply},
+        respond::{ENGINE_DOWN, Refusal, Reply},
         stream::{Expected, Observed},
         upstream::{Outgoing, UpstreamBody, UpstreamError},
         usage::Seen,
@@ -128,6 +128,10 @@ impl Job {
         let outgoing = self.outgoing(&endpoint, &number);
         let begun = timeout(self.timeouts.first_token.into(), begin(&endpoint, &outgoing)).await;
         let (kind, end, failure) = match begun {
+            // As good as a connection refused: its sidecar could not reach the engine.
+            Ok(Ok(begun)) if endpoint.info.sidecar && begun.engine_is_down() => {
+                (FailureKind::Connect, End::ConnectFailed, UpstreamFailure::Connect)
+            }
             Ok(Ok(begun)) => return self.pass_on(begun, lease, &endpoint, &decision),
             Ok(Err(error)) if error.is_connect() => {
                 (FailureKind::Connect, End::ConnectFailed, UpstreamFailure::Connect)
@@ -245,6 +249,18 @@ struct Begun {
     head: response::Parts,
     body: UpstreamBody,
     first: Option<Bytes>,
+}
+
+impl Begun {
+    /// A sidecar's word that its engine takes no connections.
+    fn engine_is_down(&self) -> bool {
+        self.head.status == StatusCode::SERVICE_UNAVAILABLE
+            && self
+                .head
+                .headers
+                .get(headers::REASON)
+                .is_some_and(|reason| reason == ENGINE_DOWN)
+    }
 }
 
 async fn begin(endpoint: &Endpoint, outgoing: &Outgoing) -> Result<Begun, UpstreamError> {
