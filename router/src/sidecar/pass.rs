@@ -151,7 +151,7 @@ impl Passage {
             idle: SILENCE,
         };
         let observed = Observed::new(expected, body, first, lease);
-        head.headers = headers::for_client(&head.headers);
+        headers::for_client(&mut head.headers);
         Ok(Reply::from_parts(head, observed.into_reply_body()))
     }
 
