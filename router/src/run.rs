@@ -7,6 +7,7 @@ use std::{
     path::Path,
     process,
     sync::Arc,
+    thread,
     time::{Duration, SystemTime},
 };
 
@@ -58,7 +59,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     telemetry::start(log_format, &log)?;
     raise_descriptor_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // On one core, threads that steal work from each other only get in each other's way.
+    let mut builder = match thread::available_parallelism() {
+        Ok(cores) if cores.get() == 1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder.enable_all().build()?;
     let result = runtime.block_on(async {
         let stop = stop_on_signals()?;
         match role {
@@ -224,10 +230,12 @@ async fn traffic_port(
     let handler = move |request| Arc::clone(&gateway).answer(request);
     let drain = Duration::from(timeouts.drain).mul_f64(LAST_CALL);
     let stopping = stop.clone();
+    let closing = Arc::clone(pools);
     let refuse_late = async move {
         stopping.cancelled().await;
         tokio::time::sleep(drain).await;
         last_call.cancel();
+        closing.close();
         std::future::pending::<()>().await;
     };
     tokio::select! {

@@ -2,15 +2,18 @@
 //! client gets it.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request, response, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header, response};
 use tokio::time::{Instant, timeout};
 use weir_schedule::{Decision, HomeUse, Outcome};
-use weir_wire::{WorkflowKey, config::Timeouts, headers};
+use weir_wire::{WorkflowKey, headers};
 
 use super::{
     now,
@@ -20,10 +23,10 @@ use super::{
 use crate::{
     metrics::UpstreamFailure,
     proxy::{
-        headers::{for_client, for_upstream},
+        headers::for_client,
         inflight::{End, InFlight, Observer},
         request::Api,
-        respond::{Refusal, Reply},
+        respond::{ENGINE_DOWN, Refusal, Reply},
         stream::{Expected, Observed},
         upstream::{Outgoing, UpstreamBody, UpstreamError},
         usage::Seen,
@@ -36,15 +39,23 @@ pub(super) struct Job {
     pub(super) api: Api,
     /// The client asked for a stream.
     pub(super) stream: bool,
-    pub(super) entry: Entry,
-    pub(super) head: request::Parts,
-    pub(super) path: PathAndQuery,
-    pub(super) body: Bytes,
-    pub(super) workflow: Option<String>,
+    pub(super) entry: Arc<Entry>,
+    /// What endpoints get, but for what differs from one to the other. Holds nothing of the client's connection.
+    pub(super) outgoing: Outgoing,
+    pub(super) workflow: Option<HeaderValue>,
     pub(super) key: Option<WorkflowKey>,
     pub(super) id: String,
-    pub(super) timeouts: Timeouts,
+    pub(super) first_token: Duration,
+    pub(super) idle: Duration,
 }
+
+const REQUEST_ID: HeaderName = HeaderName::from_static(headers::REQUEST_ID);
+const WORKFLOW_KEY: HeaderName = HeaderName::from_static(headers::WORKFLOW_KEY);
+const WORKFLOW_ID: HeaderName = HeaderName::from_static(headers::WORKFLOW_ID);
+const ENDPOINT: HeaderName = HeaderName::from_static(headers::ENDPOINT);
+const HOME: HeaderName = HeaderName::from_static(headers::HOME);
+const QUEUED_MS: HeaderName = HeaderName::from_static(headers::QUEUED_MS);
+const HELD: HeaderName = HeaderName::from_static(headers::HELD);
 
 /// The number of an attempt, unique in the process, so that no two requests in an engine share an id.
 pub(super) struct Attempt(u64);
@@ -112,7 +123,7 @@ impl Failure {
 impl Job {
     /// Sends the request and waits for the first byte. The answer's head is held back until then: engines send it at
     /// once, and it proves nothing.
-    pub(super) async fn attempt(&self, admission: Admission, number: Attempt) -> Result<Reply, Failure> {
+    pub(super) async fn attempt(&mut self, admission: Admission, number: Attempt) -> Result<Reply, Failure> {
         let Admission {
             endpoint,
             decision,
@@ -120,14 +131,18 @@ impl Job {
         } = admission;
         let mut lease = InFlight::new(Box::new(Flight {
             permit: Some(permit),
-            entry: self.entry.clone(),
+            entry: Arc::clone(&self.entry),
             arrived: self.arrived,
             stream: self.stream,
             first_byte: None,
         }));
-        let outgoing = self.outgoing(&endpoint, &number);
-        let begun = timeout(self.timeouts.first_token.into(), begin(&endpoint, &outgoing)).await;
+        self.address(&endpoint, &number);
+        let begun = timeout(self.first_token, begin(&endpoint, &self.outgoing)).await;
         let (kind, end, failure) = match begun {
+            // As good as a connection refused: its sidecar could not reach the engine.
+            Ok(Ok(begun)) if endpoint.info.sidecar && begun.engine_is_down() => {
+                (FailureKind::Connect, End::ConnectFailed, UpstreamFailure::Connect)
+            }
             Ok(Ok(begun)) => return self.pass_on(begun, lease, &endpoint, &decision),
             Ok(Err(error)) if error.is_connect() => {
                 (FailureKind::Connect, End::ConnectFailed, UpstreamFailure::Connect)
@@ -165,12 +180,13 @@ impl Job {
             status: status.as_u16(),
             events,
             shape: self.api.shape(),
-            idle: self.timeouts.idle.into(),
+            idle: self.idle,
         };
         let observed = Observed::new(expected, begun.body, begun.first, lease);
         let mut head = Response::new(()).into_parts().0;
         head.status = status;
-        head.headers = for_client(&begun.head.headers);
+        head.headers = begun.head.headers;
+        for_client(&mut head.headers);
         self.label(&mut head.headers, endpoint, decision);
         let failure = if is_engine_failure(status) {
             Some(UpstreamFailure::Status)
@@ -188,46 +204,39 @@ impl Job {
         })
     }
 
-    /// The request as the engine (or its sidecar) gets it.
-    fn outgoing(&self, endpoint: &Endpoint, number: &Attempt) -> Outgoing {
-        let mut map = for_upstream(&self.head.headers);
+    /// Makes the request out to this endpoint and this attempt.
+    fn address(&mut self, endpoint: &Endpoint, number: &Attempt) {
+        let map = &mut self.outgoing.headers;
         let id = format!("{}-{:x}", self.id, number.0);
-        if let Ok(id) = HeaderValue::from_str(&id) {
-            map.insert(headers::REQUEST_ID, id);
+        if let Ok(id) = HeaderValue::try_from(id) {
+            map.insert(REQUEST_ID, id);
         }
+        map.remove(WORKFLOW_KEY);
         if endpoint.info.sidecar
             && let Some(key) = self.key
-            && let Ok(key) = HeaderValue::from_str(&key.to_string())
+            && let Ok(key) = HeaderValue::try_from(key.to_string())
         {
-            map.insert(headers::WORKFLOW_KEY, key);
-        }
-        Outgoing {
-            method: self.head.method.clone(),
-            target: self.path.clone(),
-            headers: map,
-            body: self.body.clone(),
+            map.insert(WORKFLOW_KEY, key);
         }
     }
 
     /// What Weir says of its own doing.
     fn label(&self, map: &mut HeaderMap, endpoint: &Endpoint, decision: &Decision) {
-        map.insert(headers::ENDPOINT, endpoint.label.clone());
+        map.insert(ENDPOINT, endpoint.label.clone());
         let home = match decision.home {
             HomeUse::None => "none",
             HomeUse::New => "new",
             HomeUse::Kept => "kept",
             HomeUse::Moved => "moved",
         };
-        map.insert(headers::HOME, HeaderValue::from_static(home));
+        map.insert(HOME, HeaderValue::from_static(home));
         let waited = u64::try_from(decision.waited.as_millis()).unwrap_or(u64::MAX);
-        map.insert(headers::QUEUED_MS, HeaderValue::from(waited));
+        map.insert(QUEUED_MS, HeaderValue::from(waited));
         if decision.held {
-            map.insert(headers::HELD, HeaderValue::from_static("1"));
+            map.insert(HELD, HeaderValue::from_static("1"));
         }
-        if let Some(workflow) = &self.workflow
-            && let Ok(workflow) = HeaderValue::from_bytes(workflow.as_bytes())
-        {
-            map.insert(headers::WORKFLOW_ID, workflow);
+        if let Some(workflow) = &self.workflow {
+            map.insert(WORKFLOW_ID, workflow.clone());
         }
     }
 }
@@ -247,6 +256,18 @@ struct Begun {
     first: Option<Bytes>,
 }
 
+impl Begun {
+    /// A sidecar's word that its engine takes no connections.
+    fn engine_is_down(&self) -> bool {
+        self.head.status == StatusCode::SERVICE_UNAVAILABLE
+            && self
+                .head
+                .headers
+                .get(headers::REASON)
+                .is_some_and(|reason| reason == ENGINE_DOWN)
+    }
+}
+
 async fn begin(endpoint: &Endpoint, outgoing: &Outgoing) -> Result<Begun, UpstreamError> {
     let (head, mut body) = endpoint.upstream.send(outgoing).await?.into_parts();
     let first = body.data().await.transpose()?;
@@ -256,7 +277,7 @@ async fn begin(endpoint: &Endpoint, outgoing: &Outgoing) -> Result<Begun, Upstre
 /// Keeps a dispatched request's books: the scheduler's place, times, tokens.
 struct Flight {
     permit: Option<Permit>,
-    entry: Entry,
+    entry: Arc<Entry>,
     arrived: Instant,
     stream: bool,
     first_byte: Option<Duration>,
@@ -298,9 +319,7 @@ impl Flight {
 
 impl Observer for Flight {
     fn first_byte(&mut self) {
-        let ttft = now().duration_since(self.arrived);
-        self.first_byte = Some(ttft);
-        self.entry.handle.metrics().ttft.observe(ttft.as_secs_f64());
+        self.first_byte = Some(now().duration_since(self.arrived));
         if let Some(permit) = &self.permit {
             permit.first_byte();
         }
@@ -310,6 +329,10 @@ impl Observer for Flight {
         let total = now().duration_since(self.arrived);
         let metrics = self.entry.handle.metrics();
         metrics.duration.observe(total.as_secs_f64());
+        let in_one_piece = matches!(end, End::Answered(_)).then_some(total);
+        if let Some(ttft) = self.first_byte.or(in_one_piece) {
+            metrics.ttft.observe(ttft.as_secs_f64());
+        }
         let failure = match end {
             End::ErrorEvent => Some(UpstreamFailure::Event),
             End::Cut => Some(UpstreamFailure::Cut),

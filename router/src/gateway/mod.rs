@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, Request, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -42,11 +42,15 @@ use crate::{
     metrics::{self, Metrics},
     proxy::{
         budget::Budget,
+        headers::for_upstream,
         request::{Ask, Received, Route, Target, parse, read_body},
         respond::{ErrorShape, Refusal, Reply, json_reply},
+        upstream::Outgoing,
     },
 };
 
+const REQUEST_ID: HeaderName = HeaderName::from_static(headers::REQUEST_ID);
+const PRIORITY: HeaderName = HeaderName::from_static(headers::PRIORITY);
 /// The only tenant, until callers are told apart.
 const TENANT: &str = "default";
 /// Bodies longer than this are parsed beside the tasks that serve others.
@@ -61,7 +65,7 @@ pub struct Gateway {
     pools: Arc<Pools>,
     metrics: Arc<Metrics>,
     budget: Budget,
-    /// Cancelled when what still waits has to be refused because the process is about to end.
+    /// Cancelled before the pools are closed because the process is about to end.
     last_call: CancellationToken,
     /// First half of request ids, different in every process.
     instance: u32,
@@ -104,8 +108,8 @@ impl Gateway {
                 refusal.reply(shape)
             }
         };
-        if let Ok(id) = HeaderValue::from_str(&id) {
-            reply.headers_mut().insert(headers::REQUEST_ID, id);
+        if let Ok(id) = HeaderValue::try_from(id) {
+            reply.headers_mut().insert(REQUEST_ID, id);
         }
         reply
     }
@@ -156,27 +160,36 @@ impl Gateway {
         };
         let wanted = entry.policy.request(wishes, load).map_err(rejected)?;
         let Received { bytes, held } = received;
-        let job = Job {
+        let outgoing = Outgoing {
+            headers: for_upstream(&head.headers),
+            method: head.method,
+            target: route.path,
+            body: ask.forwarded(bytes),
+        };
+        // The head as received pins the connection's read buffer; a request may wait for long.
+        drop(head.headers);
+        drop(head.uri);
+        let mut job = Job {
             arrived,
             api,
             stream: ask.stream,
             entry,
-            head,
-            path: route.path,
-            body: ask.forwarded(bytes),
-            workflow: identity.map(|identity| identity.id),
+            outgoing,
+            workflow: identity.and_then(|identity| HeaderValue::try_from(identity.id).ok()),
             key,
             id: id.to_owned(),
-            timeouts: view.config.timeouts.clone(),
+            first_token: view.config.timeouts.first_token.into(),
+            idle: view.config.timeouts.idle.into(),
         };
-        let reply = self.dispatch(&job, wanted).await;
+        drop(view);
+        let reply = self.dispatch(&mut job, wanted).await;
         drop(held);
         reply.map_err(|refusal| Refused { refusal, shape })
     }
 
     /// Admits, decides and forwards; a second time, elsewhere, when the first endpoint failed before its first byte.
-    async fn dispatch(&self, job: &Job, wanted: weir_schedule::Request) -> Result<Reply, Refusal> {
-        let pool = &job.entry.handle;
+    async fn dispatch(&self, job: &mut Job, wanted: weir_schedule::Request) -> Result<Reply, Refusal> {
+        let pool = job.entry.handle.clone();
         let first = self.admitted(pool.submit(wanted.clone())).await?;
         let failed_on = first.endpoint.id;
         let failure = match job.attempt(first, Attempt::new(&self.requests)).await {
@@ -205,15 +218,14 @@ impl Gateway {
     }
 
     async fn admitted(&self, waiting: Waiting) -> Result<Admission, Refusal> {
-        let answer = tokio::select! {
-            answer = waiting => answer,
-            () = self.last_call.cancelled() => return Err(Refusal::Draining),
-        };
-        answer.map_err(|Shed { reason, retry_after }| match reason {
-            ShedReason::QueueFull => Refusal::QueueFull { retry_after },
-            ShedReason::NoCapacity => Refusal::NoCapacity { retry_after },
-            ShedReason::ColdStartTimeout => Refusal::ColdStartTimeout { retry_after },
-        })
+        waiting
+            .await
+            .map_err(|Shed { reason, retry_after }| match reason {
+                ShedReason::QueueFull => Refusal::QueueFull { retry_after },
+                ShedReason::NoCapacity if self.last_call.is_cancelled() => Refusal::Draining,
+                ShedReason::NoCapacity => Refusal::NoCapacity { retry_after },
+                ShedReason::ColdStartTimeout => Refusal::ColdStartTimeout { retry_after },
+            })
     }
 
     /// Another endpoint than the one that failed could take a request, as far as was last published.
@@ -248,7 +260,7 @@ impl Gateway {
     /// The client's own id if it can serve as one, else a new one.
     fn request_id(&self, map: &HeaderMap) -> String {
         let given = map
-            .get(headers::REQUEST_ID)
+            .get(REQUEST_ID)
             .and_then(|value| value.to_str().ok())
             .filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID_BYTES);
         match given {
@@ -262,7 +274,7 @@ impl Gateway {
 }
 
 fn priority_header(map: &HeaderMap) -> Result<Option<&str>, Refusal> {
-    map.get(headers::PRIORITY)
+    map.get(PRIORITY)
         .map(|value| {
             value
                 .to_str()

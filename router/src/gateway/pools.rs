@@ -39,7 +39,7 @@ pub struct View {
     pub config: Arc<GatewayConfig>,
     hash: String,
     /// In the order of the configuration.
-    pub pools: Vec<Entry>,
+    pub pools: Vec<Arc<Entry>>,
     by_name: HashMap<String, usize>,
     by_model: HashMap<String, usize>,
     /// The answer to `GET /v1/models`.
@@ -68,7 +68,7 @@ impl View {
         Self::new(config, String::new(), Vec::new())
     }
 
-    fn new(config: GatewayConfig, hash: String, pools: Vec<Entry>) -> Self {
+    fn new(config: GatewayConfig, hash: String, pools: Vec<Arc<Entry>>) -> Self {
         let mut by_name = HashMap::new();
         let mut by_model = HashMap::new();
         for (index, entry) in pools.iter().enumerate() {
@@ -90,13 +90,13 @@ impl View {
 
     /// The pool of that name.
     #[must_use]
-    pub fn by_name(&self, name: &str) -> Option<&Entry> {
+    pub fn by_name(&self, name: &str) -> Option<&Arc<Entry>> {
         self.pools.get(*self.by_name.get(name)?)
     }
 
     /// The pool that serves a model name or alias.
     #[must_use]
-    pub fn by_model(&self, model: &str) -> Option<&Entry> {
+    pub fn by_model(&self, model: &str) -> Option<&Arc<Entry>> {
         self.pools.get(*self.by_model.get(model)?)
     }
 
@@ -104,7 +104,7 @@ impl View {
     ///
     /// # Errors
     /// `UnknownPool`, `UnknownModel`, `Invalid` without either.
-    pub fn pick(&self, pool: Option<&str>, model: Option<&str>) -> Result<&Entry, Refusal> {
+    pub fn pick(&self, pool: Option<&str>, model: Option<&str>) -> Result<&Arc<Entry>, Refusal> {
         match (pool, model) {
             (Some(pool), _) => self
                 .by_name(pool)
@@ -160,10 +160,10 @@ impl Pools {
             return Ok(false);
         }
         let connect = Duration::from(config.timeouts.connect);
-        let pools: Vec<Entry> = config
+        let pools: Vec<Arc<Entry>> = config
             .pools
             .iter()
-            .map(|pool| self.entry(&old, pool, Policy::for_pool(&config, &pool.name), connect))
+            .map(|pool| Arc::new(self.entry(&old, pool, Policy::for_pool(&config, &pool.name), connect)))
             .collect();
         let new = View::new(config, hash, pools);
         for entry in &old.pools {
@@ -244,6 +244,11 @@ impl Pools {
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
+    }
+
+    /// Refuses everything that waits and everything that still comes; for the end of the process.
+    pub fn close(&self) {
+        self.view().pools.iter().for_each(|entry| entry.handle.close());
     }
 
     /// The hash of the configuration in force; empty before the first.

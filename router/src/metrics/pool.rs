@@ -46,6 +46,12 @@ pub struct PoolMetrics {
     pub retries: IntCounter,
     /// Endpoints taken out of rotation after a failed connection.
     pub ejections: IntCounter,
+    /// Looked up once, because every good request counts them.
+    completed: IntCounter,
+    homes: [(Home, IntCounter); 4],
+    prompt_tokens: IntCounter,
+    cached_tokens: IntCounter,
+    completion_tokens: IntCounter,
 }
 
 impl PoolFamilies {
@@ -139,8 +145,27 @@ impl PoolMetrics {
             duration: families.duration.with_label_values(&[label]),
             retries: families.retries.with_label_values(&[label]),
             ejections: families.ejections.with_label_values(&[label]),
+            completed: families
+                .requests
+                .with_label_values(&[label, Outcome::Completed.as_str(), "none"]),
+            homes: [Home::None, Home::New, Home::Kept, Home::Moved]
+                .map(|home| (home, families.homes.with_label_values(&[label, home.as_str()]))),
+            prompt_tokens: families
+                .tokens
+                .with_label_values(&[label, TokenKind::Prompt.as_str()]),
+            cached_tokens: families
+                .tokens
+                .with_label_values(&[label, TokenKind::Cached.as_str()]),
+            completion_tokens: families
+                .tokens
+                .with_label_values(&[label, TokenKind::Completion.as_str()]),
             families,
         }
+    }
+
+    /// Counts a request that was answered in full.
+    pub fn completed(&self) {
+        self.completed.inc();
     }
 
     /// Counts a request that ended. `reason` is the text of the closed set that `X-Weir-Reason` carries, `none`
@@ -154,18 +179,19 @@ impl PoolMetrics {
 
     /// Counts a dispatch by how the workflow's home was used.
     pub fn home(&self, home: Home) {
-        self.families
-            .homes
-            .with_label_values(&[self.label.as_str(), home.as_str()])
-            .inc();
+        if let Some((_, counter)) = self.homes.iter().find(|(known, _)| *known == home) {
+            counter.inc();
+        }
     }
 
     /// Adds tokens as an engine reported them.
     pub fn tokens(&self, kind: TokenKind, tokens: u64) {
-        self.families
-            .tokens
-            .with_label_values(&[self.label.as_str(), kind.as_str()])
-            .inc_by(tokens);
+        let counter = match kind {
+            TokenKind::Prompt => &self.prompt_tokens,
+            TokenKind::Cached => &self.cached_tokens,
+            TokenKind::Completion => &self.completion_tokens,
+        };
+        counter.inc_by(tokens);
     }
 
     /// Counts an attempt that an endpoint failed.

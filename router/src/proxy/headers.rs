@@ -1,6 +1,7 @@
 //! Which headers cross the router. Each side is framed by itself: what describes one connection stays on it.
 
-use http::{HeaderMap, HeaderName, header};
+use bytes::BytesMut;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// Headers of one connection (RFC 9110 §7.6.1), never forwarded in either direction.
 const HOP_BY_HOP: [HeaderName; 5] = [
@@ -31,44 +32,64 @@ fn is_set_by_us(name: &HeaderName) -> bool {
 }
 
 /// Names that a `Connection` header declares to be of this connection only.
-fn named_by_connection(headers: &HeaderMap) -> Vec<String> {
+fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
     headers
         .get_all(header::CONNECTION)
         .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|name| name.trim().to_ascii_lowercase())
-        .filter(|name| !name.is_empty() && name != "close" && name != "keep-alive")
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|name| !name.eq_ignore_ascii_case(b"close") && !name.eq_ignore_ascii_case(b"keep-alive"))
+        .filter_map(|name| HeaderName::from_bytes(name).ok())
         .collect()
 }
 
-fn filtered(from: &HeaderMap, keep: impl Fn(&HeaderName) -> bool) -> HeaderMap {
+/// The request headers to send upstream. `X-Weir-*` and `X-Request-Id` are the caller's to add.
+///
+/// Values are copied into one allocation of their own: as received they share the connection's read buffer, and would
+/// keep all of it in memory for as long as the request waits.
+#[must_use]
+pub fn for_upstream(from: &HeaderMap) -> HeaderMap {
     let named = named_by_connection(from);
-    let mut to = HeaderMap::with_capacity(from.len() + 4);
+    let is_kept = |name: &HeaderName| {
+        !is_hop_by_hop(name) && !is_set_by_us(name) && !named.iter().any(|other| other == name)
+    };
+    let mut text = BytesMut::new();
     for (name, value) in from {
-        if !is_hop_by_hop(name) && keep(name) && !named.iter().any(|other| other == name.as_str()) {
-            to.append(name.clone(), value.clone());
+        if is_kept(name) {
+            text.extend_from_slice(value.as_bytes());
+        }
+    }
+    let mut text = text.freeze();
+    let mut to = HeaderMap::with_capacity(from.len() + 3);
+    for (name, value) in from {
+        if is_kept(name) {
+            let copy = text.split_to(value.len());
+            if let Ok(copy) = HeaderValue::from_maybe_shared(copy) {
+                to.append(name.clone(), copy);
+            }
         }
     }
     to
 }
 
-/// The request headers to send upstream. `X-Weir-*` and `X-Request-Id` are the caller's to add.
-#[must_use]
-pub fn for_upstream(from: &HeaderMap) -> HeaderMap {
-    filtered(from, |name| !is_set_by_us(name))
-}
-
-/// The response headers to send to the client; `Content-Length` stays, because the body is passed on unchanged.
-#[must_use]
-pub fn for_client(from: &HeaderMap) -> HeaderMap {
-    filtered(from, |name| !name.as_str().starts_with("x-weir-"))
+/// Leaves of an answer's headers what the client is to see; `Content-Length` stays, because the body is passed on
+/// unchanged.
+pub fn for_client(headers: &mut HeaderMap) {
+    for name in named_by_connection(headers) {
+        headers.remove(name);
+    }
+    let strange: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_hop_by_hop(name) || name.as_str().starts_with("x-weir-"))
+        .cloned()
+        .collect();
+    for name in strange {
+        headers.remove(name);
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -102,14 +123,14 @@ mod tests {
 
     #[test]
     fn answers_keep_their_length_and_repeated_headers() {
-        let headers = map(&[
+        let mut sent = map(&[
             ("content-length", "3"),
             ("set-cookie", "a"),
             ("set-cookie", "b"),
             ("connection", "keep-alive"),
             ("x-weir-endpoint", "forged"),
         ]);
-        let sent = for_client(&headers);
+        for_client(&mut sent);
         assert_eq!(sent.get_all("set-cookie").iter().count(), 2);
         assert_eq!(sent[header::CONTENT_LENGTH], "3");
         assert_eq!(sent.len(), 3);

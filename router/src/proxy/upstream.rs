@@ -118,7 +118,8 @@ enum Address {
 
 #[derive(Debug)]
 struct Idle {
-    wire: Wire,
+    /// Boxed: it is about a kilobyte, and moves with every request.
+    wire: Box<Wire>,
     since: Instant,
 }
 
@@ -218,7 +219,7 @@ impl Upstream {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    fn take_idle(&self) -> Option<Wire> {
+    fn take_idle(&self) -> Option<Box<Wire>> {
         let now = now();
         loop {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
@@ -228,7 +229,7 @@ impl Upstream {
         }
     }
 
-    fn put_idle(&self, mut wire: Wire) {
+    fn put_idle(&self, mut wire: Box<Wire>) {
         wire.drive(&mut Context::from_waker(Waker::noop()));
         if wire.done || wire.sender.is_closed() {
             return;
@@ -239,7 +240,7 @@ impl Upstream {
         }
     }
 
-    async fn connect(&self) -> Result<Wire, UpstreamError> {
+    async fn connect(&self) -> Result<Box<Wire>, UpstreamError> {
         let connected = tokio::time::timeout(self.settings.connect, async {
             match &self.address {
                 Address::Socket(address) => TcpStream::connect(address).await,
@@ -261,11 +262,11 @@ impl Upstream {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|source| UpstreamError::Closed { source: Some(source) })?;
-        Ok(Wire {
+        Ok(Box::new(Wire {
             sender,
             connection,
             done: false,
-        })
+        }))
     }
 
     fn connect_error(&self, source: io::Error) -> UpstreamError {
@@ -285,7 +286,7 @@ impl Upstream {
         request
     }
 
-    fn attach(self: &Arc<Self>, response: Response<Incoming>, wire: Wire) -> Response<UpstreamBody> {
+    fn attach(self: &Arc<Self>, response: Response<Incoming>, wire: Box<Wire>) -> Response<UpstreamBody> {
         let upstream = Arc::clone(self);
         response.map(|incoming| {
             let mut body = UpstreamBody {
@@ -307,7 +308,7 @@ impl Upstream {
 #[derive(Debug)]
 pub struct UpstreamBody {
     incoming: Incoming,
-    wire: Option<Wire>,
+    wire: Option<Box<Wire>>,
     upstream: Arc<Upstream>,
     ended: bool,
     failed: Option<hyper::Error>,

@@ -88,10 +88,11 @@ impl Driver {
         let mut timer = std::pin::pin!(sleep_until(self.origin));
         loop {
             let deadline = self.next_deadline();
-            if let Some(deadline) = deadline
-                && timer.deadline() != self.origin + deadline.0
+            // A timer that fires too early costs one idle turn; moving it with every request would cost more.
+            if let Some(deadline) = deadline.map(|deadline| self.origin + deadline.0)
+                && (timer.deadline() > deadline || timer.is_elapsed())
             {
-                timer.as_mut().reset(self.origin + deadline.0);
+                timer.as_mut().reset(deadline);
             }
             tokio::select! {
                 biased;

@@ -87,7 +87,7 @@ impl Ledger {
             Record::Attempt => {}
             Record::Completed { usage, slo_met } => {
                 totals.completed += 1;
-                self.metrics.request(Outcome::Completed, "none");
+                self.metrics.completed();
                 if let Some(met) = slo_met {
                     totals.slo_total += 1;
                     totals.slo_met += u64::from(met);

@@ -67,7 +67,7 @@ pub struct Route {
     pub pool: Option<String>,
     /// What is wanted.
     pub target: Target,
-    /// Path and query for the engine.
+    /// Path and query for the engine; a copy, which does not keep the connection's read buffer alive.
     pub path: PathAndQuery,
 }
 
@@ -78,14 +78,14 @@ impl Route {
     /// `UnknownPath`, `MethodNotAllowed`.
     pub fn find(method: &Method, path: Option<&PathAndQuery>) -> Result<Self, Refusal> {
         let path = path.ok_or(Refusal::UnknownPath)?;
-        let (pool, path) = match path.as_str().strip_prefix("/pools/") {
-            None => (None, path.clone()),
+        let (pool, inner) = match path.as_str().strip_prefix("/pools/") {
+            None => (None, path.as_str()),
             Some(rest) => {
                 let (name, _) = rest.split_once('/').ok_or(Refusal::UnknownPath)?;
-                let inner = rest[name.len()..].parse().map_err(|_| Refusal::UnknownPath)?;
-                (Some(name.to_owned()), inner)
+                (Some(name.to_owned()), &rest[name.len()..])
             }
         };
+        let path = PathAndQuery::try_from(inner).map_err(|_| Refusal::UnknownPath)?;
         let (target, allowed) = match path.path() {
             "/v1/chat/completions" => (Target::Forward(Api::Chat), Method::POST),
             "/v1/completions" => (Target::Forward(Api::Completions), Method::POST),
