@@ -105,9 +105,16 @@ bench-proxy: setup ## The gateway beside nginx and a direct connection, on one c
 	@$(call loud,compiling (release)) cargo bench --locked -p weir-router --bench proxy --no-run
 	@cargo bench --locked -p weir-router --bench proxy
 
-bench-%: setup ## Run the benchmark NAME: make bench-NAME
-	@$(call loud,compiling (release)) cargo build --locked --release --bins -p weir-operator -p weir-router -p weir-e2e
-	@$(TARGET)/release/bench $*
+.PHONY: bench-schedule
+bench-schedule: setup ## Events per second of the scheduler, with thousands waiting
+	@$(call loud,compiling (release)) cargo bench --locked -p weir-schedule --bench throughput --no-run
+	@cargo bench --locked -p weir-schedule --bench throughput
+
+.PHONY: bench-wake
+bench-wake: setup cluster-bin ## Held request to replica patch, ready to dispatch, and the quiet operator, on a real Kubernetes
+	@$(call loud,compiling static binaries) env $(IMAGE_BUILD)
+	@trap '$(TARGET)/debug/cluster down' EXIT; $(TARGET)/debug/cluster up --owner $$$$; \
+	 cargo run --locked --quiet -p weir-e2e --bin bench_wake
 
 ## Images and clusters
 

@@ -3,11 +3,18 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
 use serde_json::Value;
 use weir_wire::{headers, ports};
 
-use crate::{client::Caller, namespace::TestNamespace, reach::forward};
+use crate::{
+    client::Caller,
+    condition::{Seen, await_condition},
+    namespace::TestNamespace,
+    pool::PATIENCE,
+    reach::forward,
+};
 
 /// A way to the engine inside a pod, past its sidecar.
 #[derive(Debug)]
@@ -53,11 +60,23 @@ pub struct Entry {
 }
 
 impl Engine {
-    /// Opens the way.
+    /// Opens the way. The gateway sends requests before the kubelet has told the API server that the pod runs, and
+    /// only then is it forwarded to.
     ///
     /// # Errors
-    /// The pod cannot be reached.
+    /// The pod does not run within [`PATIENCE`], or cannot be reached.
     pub async fn of(space: &TestNamespace, pod: &str) -> Result<Self> {
+        let pods = space.api::<Pod>();
+        await_condition(&format!("pod {pod} to run"), PATIENCE, async || {
+            let status = pods.get(pod).await?.status;
+            let phase = status.and_then(|status| status.phase).unwrap_or_default();
+            Ok(if phase == "Running" {
+                Seen::Done(())
+            } else {
+                Seen::NotYet(phase)
+            })
+        })
+        .await?;
         let reach = forward(&space.cluster, &space.name, &format!("pod/{pod}"), ports::VLLM).await?;
         Ok(Self {
             caller: Caller::through(reach),

@@ -6,8 +6,9 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, Client};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     net::TcpStream,
+    task::JoinSet,
 };
 
 use crate::{
@@ -23,7 +24,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Reach {
     /// `http://HOST:PORT`, without a path.
     pub url: String,
-    _forward: Option<(tokio::process::Child, Group)>,
+    _forward: Option<Forward>,
+}
+
+/// A running `kubectl port-forward`. It writes a line for every connection, and ends when nobody reads them.
+#[derive(Debug)]
+struct Forward {
+    _child: tokio::process::Child,
+    _group: Group,
+    _reader: JoinSet<()>,
 }
 
 /// Opens a way to a port of a Service: its own address on the local Kubernetes, `kubectl port-forward` elsewhere.
@@ -114,7 +123,7 @@ pub async fn forward(cluster: &Cluster, namespace: &str, target: &str, port: u16
     forward
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .process_group(0);
     let mut child = forward.spawn().context("starting kubectl port-forward")?;
     let group = Group::of(&child);
@@ -122,18 +131,34 @@ pub async fn forward(cluster: &Cluster, namespace: &str, target: &str, port: u16
         .stdout
         .take()
         .context("the output of kubectl port-forward")?;
-    let line = async {
-        let mut lines = BufReader::new(output).lines();
-        lines.next_line().await
-    };
-    let line = tokio::time::timeout(Duration::from_secs(20), line).await;
+    let mut lines = BufReader::new(output).lines();
+    let line = tokio::time::timeout(Duration::from_secs(20), lines.next_line()).await;
     let Ok(Ok(Some(line))) = line else {
-        bail!("kubectl port-forward to {target} in {namespace} did not begin");
+        let mut said = String::new();
+        if let Some(mut errors) = child.stderr.take() {
+            // What it said so far, at most a moment's worth: it may still run.
+            let read = errors.read_to_string(&mut said);
+            let _ = tokio::time::timeout(Duration::from_secs(1), read).await;
+        }
+        bail!(
+            "kubectl port-forward to {target} in {namespace} did not begin: {}",
+            said.trim()
+        );
     };
     let local = forwarded_port(&line).with_context(|| format!("kubectl port-forward said `{line}`"))?;
+    let mut reader = JoinSet::new();
+    reader.spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    if let Some(errors) = child.stderr.take() {
+        let mut errors = BufReader::new(errors).lines();
+        reader.spawn(async move { while let Ok(Some(_)) = errors.next_line().await {} });
+    }
     Ok(Reach {
         url: format!("http://127.0.0.1:{local}"),
-        _forward: Some((child, group)),
+        _forward: Some(Forward {
+            _child: child,
+            _group: group,
+            _reader: reader,
+        }),
     })
 }
 

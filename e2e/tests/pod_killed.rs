@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::DeleteParams;
 use serde_json::json;
 use weir_e2e::{
-    TestNamespace,
+    Seen, TestNamespace, await_condition,
     client::{Answer, Caller, Chat, Opened},
     install,
     ledger::Engine,
@@ -54,6 +54,23 @@ async fn ended(stream: Opened) -> Result<Answer> {
     answer.context("the stream hangs")
 }
 
+/// Waits until the pool's engine container has been started anew.
+async fn restarted(pool: &Pool) -> Result<()> {
+    await_condition("the engine to be started anew", PATIENCE, async || {
+        let pods = pool.pods().await?;
+        let statuses = pods
+            .iter()
+            .filter_map(|pod| pod.status.as_ref()?.container_statuses.as_ref());
+        let restarts: i32 = statuses.flatten().map(|container| container.restart_count).sum();
+        Ok(if restarts > 0 {
+            Seen::Done(())
+        } else {
+            Seen::NotYet("no restart".to_owned())
+        })
+    })
+    .await
+}
+
 async fn next_is_answered(pool: &Pool, caller: &Caller) -> Result<Answer> {
     let chat = Chat::new(&pool.model, "Still there?");
     let answer = tokio::time::timeout(PATIENT, caller.chat(&chat)).await;
@@ -86,6 +103,8 @@ async fn a_crashed_engine_ends_its_streams_with_an_error_event() -> Result<()> {
             .fault(&json!({"kind": "crash", "exit_after_ms": 200}))
             .await?;
         says_so(&ended(stream).await?)?;
+        // While it dies it answers 500, which is its own word and no other endpoint's to mend.
+        restarted(&pool).await?;
         next_is_answered(&pool, &caller).await?;
         Ok(())
     })

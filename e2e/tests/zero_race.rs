@@ -20,7 +20,7 @@ use weir_e2e::{
 };
 
 const POOLS: u32 = 5;
-const CYCLES: u32 = 40;
+const CYCLES: u32 = 200;
 const SEED: u64 = 11;
 /// Longest answer, a wake on a busy machine included.
 const ANSWER: Duration = Duration::from_secs(60);

@@ -126,6 +126,17 @@ async fn compile(progress: &Progress) -> Result<PathBuf> {
     ] {
         build.env_remove(inherited);
     }
+    // What cargo tells the programs it runs, build scripts (ring's) take for a reason to run again.
+    let told = env::vars_os().map(|(name, _)| name);
+    for name in told.filter(|name| {
+        name.to_str().is_some_and(|name| {
+            ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
+        })
+    }) {
+        build.env_remove(name);
+    }
     let detail = Detail::default();
     let compile = async { run_with(build, &detail).await.map(|_| ()) };
     progress

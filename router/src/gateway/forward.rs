@@ -26,7 +26,7 @@ use crate::{
         headers::for_client,
         inflight::{End, InFlight, Observer},
         request::Api,
-        respond::{Refusal, Reply},
+        respond::{ENGINE_DOWN, Refusal, Reply},
         stream::{Expected, Observed},
         upstream::{Outgoing, UpstreamBody, UpstreamError},
         usage::Seen,
@@ -139,6 +139,10 @@ impl Job {
         self.address(&endpoint, &number);
         let begun = timeout(self.first_token, begin(&endpoint, &self.outgoing)).await;
         let (kind, end, failure) = match begun {
+            // As good as a connection refused: its sidecar could not reach the engine.
+            Ok(Ok(begun)) if endpoint.info.sidecar && begun.engine_is_down() => {
+                (FailureKind::Connect, End::ConnectFailed, UpstreamFailure::Connect)
+            }
             Ok(Ok(begun)) => return self.pass_on(begun, lease, &endpoint, &decision),
             Ok(Err(error)) if error.is_connect() => {
                 (FailureKind::Connect, End::ConnectFailed, UpstreamFailure::Connect)
@@ -250,6 +254,18 @@ struct Begun {
     head: response::Parts,
     body: UpstreamBody,
     first: Option<Bytes>,
+}
+
+impl Begun {
+    /// A sidecar's word that its engine takes no connections.
+    fn engine_is_down(&self) -> bool {
+        self.head.status == StatusCode::SERVICE_UNAVAILABLE
+            && self
+                .head
+                .headers
+                .get(headers::REASON)
+                .is_some_and(|reason| reason == ENGINE_DOWN)
+    }
 }
 
 async fn begin(endpoint: &Endpoint, outgoing: &Outgoing) -> Result<Begun, UpstreamError> {

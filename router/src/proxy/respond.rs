@@ -150,6 +150,10 @@ pub enum Refusal {
     /// This process is about to stop.
     #[error("this server is about to stop; try again")]
     Draining,
+    /// The engine does not take connections. Only a sidecar says so, and only to its gateway, which sends the request
+    /// elsewhere or holds it: nothing of it has reached the engine.
+    #[error("the engine does not take connections now")]
+    EngineDown,
     /// The engine failed before the first byte of its answer.
     #[error("the engine failed before it answered")]
     EngineFailed,
@@ -166,6 +170,9 @@ pub enum Refusal {
     #[error("the client left")]
     ClientGone,
 }
+
+/// Reason of [`Refusal::EngineDown`].
+pub const ENGINE_DOWN: &str = "engine_down";
 
 impl Refusal {
     /// A request that cannot be used because of `param`.
@@ -201,6 +208,7 @@ impl Refusal {
             Self::NoCapacity { .. } => (StatusCode::SERVICE_UNAVAILABLE, "no_capacity"),
             Self::ColdStartTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, "cold_start_timeout"),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+            Self::EngineDown => (StatusCode::SERVICE_UNAVAILABLE, ENGINE_DOWN),
             Self::EngineFailed => (StatusCode::BAD_GATEWAY, "engine_failed"),
             Self::FirstTokenTimeout => (StatusCode::GATEWAY_TIMEOUT, "first_token_timeout"),
             Self::IdleTimeout => (StatusCode::GATEWAY_TIMEOUT, "idle_timeout"),
@@ -227,7 +235,11 @@ impl Refusal {
             | Self::NoCapacity { .. }
             | Self::ColdStartTimeout { .. }
             | Self::Draining => Source::Router,
-            Self::EngineFailed | Self::FirstTokenTimeout | Self::IdleTimeout | Self::Cut => Source::Engine,
+            Self::EngineDown
+            | Self::EngineFailed
+            | Self::FirstTokenTimeout
+            | Self::IdleTimeout
+            | Self::Cut => Source::Engine,
         }
     }
 

@@ -122,13 +122,13 @@ impl Passage {
             Ok(answer) => answer,
             Err(error) => {
                 tracing::debug!(error = %error, "engine failed a request");
-                let end = if error.is_connect() {
-                    End::ConnectFailed
+                let (end, refusal) = if error.is_connect() {
+                    (End::ConnectFailed, Refusal::EngineDown)
                 } else {
-                    End::Failed
+                    (End::Failed, Refusal::EngineFailed)
                 };
                 lease.finish(end, &Seen::default());
-                return Err(Refusal::EngineFailed);
+                return Err(refusal);
             }
         };
         let (mut head, mut body) = answer.into_parts();
@@ -159,7 +159,7 @@ impl Passage {
         let reason = match refusal {
             Refusal::Saturated => SidecarRefusal::Saturated,
             Refusal::UnknownPath => SidecarRefusal::Path,
-            Refusal::EngineFailed => SidecarRefusal::Engine,
+            Refusal::EngineDown | Refusal::EngineFailed => SidecarRefusal::Engine,
             _ => SidecarRefusal::Request,
         };
         self.metrics

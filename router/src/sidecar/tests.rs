@@ -332,6 +332,14 @@ async fn requests_past_places_and_queue_are_sent_elsewhere() {
 }
 
 #[tokio::test]
+async fn an_engine_that_takes_no_connections_is_told_apart_from_one_that_fails() {
+    let world = World::new("m", 1).await;
+    let refused = read_answer(&mut world.send("/v1/chat/completions", "").await).await;
+    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+    assert!(refused.contains("x-weir-reason: engine_down"), "{refused}");
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_frees_the_engine_and_the_place() {
     let world = World::ready("m", 1).await;
     drop(world.send("/v1/chat/completions", "").await);

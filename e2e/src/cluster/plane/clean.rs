@@ -34,6 +34,7 @@ impl Plane {
         self.unmount().await?;
         self.remove_network().await;
         self.remove_log_links();
+        self.remove_shim_sockets();
         remove(&self.state).with_context(|| format!("removing {}", self.state.display()))?;
         let active = fs::read_to_string(ACTIVE).unwrap_or_default();
         if Path::new(active.trim()) == self.state {
@@ -160,6 +161,17 @@ impl Plane {
         {
             if fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(&self.state)) {
                 let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// A killed shim leaves its socket at a fixed place.
+    fn remove_shim_sockets(&self) {
+        let tasks = self.state.join("cri/state/io.containerd.runtime.v2.task/k8s.io");
+        for task in fs::read_dir(tasks).into_iter().flatten().flatten() {
+            let address = fs::read_to_string(task.path().join("address")).unwrap_or_default();
+            if let Some(socket) = address.trim().strip_prefix("unix://") {
+                let _ = fs::remove_file(socket);
             }
         }
     }
