@@ -31,7 +31,7 @@ use crate::{
         pools::Pools,
     },
     metrics::{self, Metrics},
-    proxy::server,
+    proxy::server::{self, Traffic},
     sidecar::{self, Sidecar},
     telemetry,
 };
@@ -224,8 +224,13 @@ async fn traffic_port(
     let view = pools.view();
     let (limits, timeouts) = (&view.config.limits, &view.config.timeouts);
     let last_call = CancellationToken::new();
-    let gateway = Gateway::new(Arc::clone(pools), metrics, seed, last_call.clone());
-    let listener = listen(address).await?;
+    let gateway = Gateway::new(Arc::clone(pools), Arc::clone(&metrics), seed, last_call.clone());
+    let port = Traffic {
+        listener: listen(address).await?,
+        limits,
+        timeouts,
+        metrics: &metrics,
+    };
     tracing::info!(address = %address, pools = view.pools.len(), "gateway serves");
     let handler = move |request| Arc::clone(&gateway).answer(request);
     let drain = Duration::from(timeouts.drain).mul_f64(LAST_CALL);
@@ -239,7 +244,7 @@ async fn traffic_port(
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        served = server::serve(listener, limits, timeouts, handler, stop) => Ok(served?),
+        served = server::serve(port, handler, stop) => Ok(served?),
         () = refuse_late => Ok(()),
     }
 }

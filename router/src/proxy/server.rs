@@ -25,25 +25,41 @@ use weir_wire::config::{Limits, Timeouts};
 
 use self::socket::ClientSocket;
 use super::respond::Reply;
+use crate::metrics::{Metrics, Port};
 
 /// How long to wait when the process has no file descriptor left for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves `listener` until `shutdown`, then finishes what is in flight for at most `timeouts.drain` and cuts the rest.
+/// A traffic port and what bounds it.
+pub struct Traffic<'a> {
+    /// Where connections come in.
+    pub listener: TcpListener,
+    /// Bounds on connections and heads.
+    pub limits: &'a Limits,
+    /// Phase timeouts.
+    pub timeouts: &'a Timeouts,
+    /// Counts connections.
+    pub metrics: &'a Metrics,
+}
+
+/// Serves until `shutdown`, then finishes what is in flight for at most `timeouts.drain` and cuts the rest.
 ///
 /// # Errors
 /// None today; a listener's errors are waited out, because they are those of single connections or of a full process.
-pub async fn serve<F, Fut>(
-    listener: TcpListener,
-    limits: &Limits,
-    timeouts: &Timeouts,
-    handler: F,
-    shutdown: CancellationToken,
-) -> io::Result<()>
+pub async fn serve<F, Fut>(traffic: Traffic<'_>, handler: F, shutdown: CancellationToken) -> io::Result<()>
 where
     F: Fn(Request<Incoming>) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Reply> + Send + 'static,
 {
+    let Traffic {
+        listener,
+        limits,
+        timeouts,
+        metrics,
+    } = traffic;
+    let port = [Port::Traffic.as_str()];
+    let open = metrics.connections.with_label_values(&port);
+    let refused = metrics.connections_refused.with_label_values(&port);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(Duration::from(timeouts.header_read))
@@ -58,6 +74,7 @@ where
             () = shutdown.cancelled() => break,
             Some(ended) = connections.join_next(), if !connections.is_empty() => {
                 report(ended);
+                open.set(connections.len() as i64);
                 continue;
             }
             accepted = listener.accept() => accepted,
@@ -71,7 +88,7 @@ where
             }
         };
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
-            tracing::debug!("connection limit reached");
+            refused.inc();
             continue;
         };
         if stream.set_nodelay(true).is_err() {
@@ -84,6 +101,7 @@ where
             shutdown.clone(),
             permit,
         ));
+        open.set(connections.len() as i64);
     }
     drop(listener);
     tracing::info!(connections = connections.len(), "draining");

@@ -35,7 +35,7 @@ use crate::{
     metrics::Metrics,
     proxy::{
         budget::Budget,
-        server,
+        server::{self, Traffic},
         upstream::{Upstream, UpstreamSettings},
     },
 };
@@ -208,9 +208,16 @@ impl Sidecar {
         };
         let limits = self.passage.limits.clone();
         let passage = self.passage;
+        let metrics = Arc::clone(&passage.metrics);
         let handler = move |request| Arc::clone(&passage).pass(request);
+        let traffic = Traffic {
+            listener: self.traffic,
+            limits: &limits,
+            timeouts: &timeouts,
+            metrics: &metrics,
+        };
         let served = tokio::select! {
-            served = server::serve(self.traffic, &limits, &timeouts, handler, stop) => {
+            served = server::serve(traffic, handler, stop) => {
                 served.map_err(SidecarError::Serve)
             }
             Some(ended) = beside.join_next() => {

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use weir_router::{
     gateway::{Gateway, pools::Pools, scheduler::EndpointInfo, scheduler::PoolHandle},
     metrics::{Metrics, Role},
-    proxy::server,
+    proxy::server::{self, Traffic},
 };
 use weir_schedule::{EndpointId, Event};
 use weir_wire::{config::GatewayConfig, control::PoolState};
@@ -257,6 +257,7 @@ impl Stage {
         let metrics = Metrics::new(Role::Gateway).unwrap();
         let pools = Pools::new(Arc::clone(&metrics), CancellationToken::new());
         pools.apply(GatewayConfig::parse(yaml).unwrap()).unwrap();
+        let counts = Arc::clone(&metrics);
         let gateway = Gateway::new(Arc::clone(&pools), metrics, 7, CancellationToken::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -266,7 +267,13 @@ impl Stage {
         let mut serving = JoinSet::new();
         serving.spawn(async move {
             let handler = move |request| Arc::clone(&gateway).answer(request);
-            server::serve(listener, &config.limits, &config.timeouts, handler, token).await
+            let traffic = Traffic {
+                listener,
+                limits: &config.limits,
+                timeouts: &config.timeouts,
+                metrics: &counts,
+            };
+            server::serve(traffic, handler, token).await
         });
         Self {
             address,
