@@ -1,4 +1,5 @@
-//! Behaviour of the machine through its events and effects.
+//! Behaviour of the machine through its events and effects. Long because every rule of order, hold, fence, ejection and
+//! lease is shown on the same few builders below, which a split would repeat.
 
 use super::*;
 use crate::types::{Class, Decision};
