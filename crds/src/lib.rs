@@ -13,7 +13,7 @@ mod size;
 pub mod workflowpolicy;
 
 pub use decimal::Decimal;
-pub use duration::{DurationOrAuto, go_format, millis};
+pub use duration::{DurationOrAuto, go_format, human, millis, rounded, rounding};
 pub use kube::core::Duration;
 pub use llmpool::{LLMPool, LLMPoolSpec, LLMPoolStatus};
 pub use size::ByteSize;

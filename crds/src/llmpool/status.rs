@@ -5,7 +5,7 @@ use kube::core::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Decimal, schema};
+use crate::{Decimal, duration::serialize_human, schema};
 
 /// State of a pool, written by the operator alone.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -82,15 +82,15 @@ pub struct Activity {
 #[serde(rename_all = "camelCase", default)]
 pub struct ColdStart {
     /// The last one.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human")]
     #[schemars(schema_with = "schema::status_duration")]
     pub last: Option<Duration>,
     /// Median of `recent`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human")]
     #[schemars(schema_with = "schema::status_duration")]
     pub p50: Option<Duration>,
     /// 95th percentile of `recent`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human")]
     #[schemars(schema_with = "schema::status_duration")]
     pub p95: Option<Duration>,
     /// Starts measured since the pool was made.
@@ -109,23 +109,23 @@ pub struct ColdStart {
 #[serde(rename_all = "camelCase", default)]
 pub struct ColdStartPhases {
     /// From the order until the pod has a node.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human")]
     #[schemars(schema_with = "schema::status_duration")]
     pub schedule: Option<Duration>,
     /// Until the images are on the node.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human")]
     #[schemars(schema_with = "schema::status_duration")]
     pub pull: Option<Duration>,
     /// Until the engine's process runs.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human")]
     #[schemars(schema_with = "schema::status_duration")]
     pub start: Option<Duration>,
     /// Until the engine has loaded the model and answers its sidecar.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human")]
     #[schemars(schema_with = "schema::status_duration")]
     pub load: Option<Duration>,
     /// Until the pod is ready.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human")]
     #[schemars(schema_with = "schema::status_duration")]
     pub ready: Option<Duration>,
 }
@@ -135,11 +135,11 @@ pub struct ColdStartPhases {
 #[serde(rename_all = "camelCase", default)]
 pub struct IdleStatus {
     /// Idleness that costs as much as a stop and a start.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human")]
     #[schemars(schema_with = "schema::status_duration")]
     pub break_even: Option<Duration>,
     /// Idleness after which the pool stops. Absent: it does not.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human")]
     #[schemars(schema_with = "schema::status_duration")]
     pub threshold: Option<Duration>,
     /// When it stops if nothing comes. Absent: it is not idle, or does not stop.
@@ -156,7 +156,7 @@ pub struct IdleStatus {
 #[serde(rename_all = "camelCase", default)]
 pub struct Goodput {
     /// The time that the numbers are about, up to now.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human")]
     #[schemars(schema_with = "schema::status_duration")]
     pub window: Option<Duration>,
     /// Share that met all of their objectives.
@@ -167,7 +167,7 @@ pub struct Goodput {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<u64>,
     /// 95th percentile of the time from arrival to the first body byte.
-    #[serde(skip_serializing_if = "Option::is_none", rename = "ttftP95")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human", rename = "ttftP95")]
     #[schemars(schema_with = "schema::status_duration")]
     pub ttft_p95: Option<Duration>,
 }

@@ -5,7 +5,7 @@ use kube::core::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema;
+use crate::{duration::serialize_human, schema};
 
 /// State of a policy, written by the operator alone.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -40,7 +40,7 @@ pub struct WorkflowPolicyStatus {
 #[serde(rename_all = "camelCase", default)]
 pub struct PolicyGoodput {
     /// The time that the numbers are about, up to now.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human")]
     #[schemars(schema_with = "schema::status_duration")]
     pub window: Option<Duration>,
     /// Share that met all of their objectives.

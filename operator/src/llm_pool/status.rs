@@ -10,7 +10,7 @@ use weir_crds::{
     Decimal, LLMPoolStatus,
     condition::{self, Reason},
     llmpool::{Activity, ColdStart, ColdStartPhases, Cost, Fence, Goodput, IdleStatus},
-    millis, names,
+    millis, names, rounded,
 };
 
 use super::{
@@ -86,8 +86,8 @@ fn scaling(status: &mut LLMPoolStatus, observed: &Observed, outlook: &Outlook, n
             .map(|since| Time(whole_second(*since))),
     });
     status.idle = Some(IdleStatus {
-        break_even: Some(millis(verdict.break_even)),
-        threshold: verdict.threshold.map(millis),
+        break_even: Some(shown(verdict.break_even)),
+        threshold: verdict.threshold.map(shown),
         zero_at: verdict.zero_at.map(|at| Time(whole_second(at))),
         reason: Some(decision.sentence.clone()),
     });
@@ -109,19 +109,24 @@ fn scaling(status: &mut LLMPoolStatus, observed: &Observed, outlook: &Outlook, n
     status.cost = Some(cost(observed, outlook, now));
 }
 
+/// A duration as the status keeps it: as it is written, so that what is read back is no difference.
+fn shown(duration: std::time::Duration) -> kube::core::Duration {
+    rounded(duration).into()
+}
+
 fn cold_start(outlook: &Outlook) -> ColdStart {
     let starts = &outlook.starts;
     ColdStart {
-        last: starts.recent.last().copied().map(millis),
-        p50: starts.percentile(50).map(millis),
-        p95: starts.percentile(95).map(millis),
+        last: starts.recent.last().copied().map(shown),
+        p50: starts.percentile(50).map(shown),
+        p95: starts.percentile(95).map(shown),
         samples: starts.samples,
         phases: starts.phases.map(|phases| ColdStartPhases {
-            schedule: phases.schedule.map(millis),
-            pull: phases.pull.map(millis),
-            start: phases.start.map(millis),
-            load: phases.load.map(millis),
-            ready: phases.ready.map(millis),
+            schedule: phases.schedule.map(shown),
+            pull: phases.pull.map(shown),
+            start: phases.start.map(shown),
+            load: phases.load.map(shown),
+            ready: phases.ready.map(shown),
         }),
         recent: starts.recent.iter().copied().map(millis).collect(),
     }

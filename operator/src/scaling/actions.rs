@@ -11,7 +11,7 @@ use kube::{
 };
 use serde_json::json;
 use tokio::time::Instant;
-use weir_crds::{go_format, names};
+use weir_crds::{human, names};
 use weir_wire::control::{Order, OrderAnswer, OrderRequest};
 
 use super::{
@@ -60,7 +60,7 @@ impl Scaler {
             Action::Restart { name, uid } => {
                 self.delete_pod(name, uid).await?;
                 self.memory.timeouts = self.memory.timeouts.saturating_add(1);
-                let limit = go_format(look.view.settings.deadline);
+                let limit = human(look.view.settings.deadline);
                 let note = format!(
                     "engine pod {name} was not ready after {limit} (startup.deadline); it is started anew"
                 );

@@ -11,7 +11,7 @@ mod tests;
 use std::{fmt::Write as _, time::Duration};
 
 use jiff::Timestamp;
-use weir_crds::go_format;
+use weir_crds::{human, rounding};
 
 use super::{
     demand::Demand,
@@ -57,8 +57,9 @@ pub fn arrivals_behind(cost: StopCost, break_even: Duration) -> Option<f64> {
     } = cost;
     let each = waiting_weight * start_squared / 2.0;
     let rest = break_even.as_secs_f64() - start - waiting_weight * start;
-    // Less than a thousandth is the rounding of the status.
-    (each > 0.0 && rest > 1e-3).then_some(rest / each)
+    // A status is rounded: less than half of that step is nothing that was learned.
+    let noise = rounding(break_even).as_secs_f64() / 2.0 + 1e-3;
+    (each > 0.0 && rest > noise).then_some(rest / each)
 }
 
 /// `spec.idle.policy` with what it needs.
@@ -221,7 +222,7 @@ pub fn sentence(verdict: &Verdict, cost: StopCost, policy: Policy, samples: u32)
         Policy::Never => "the pool does not stop: idle.policy is Never".to_owned(),
         Policy::Fixed(threshold) => format!(
             "stops after {} of idleness: idle.policy is Fixed",
-            go_format(threshold)
+            human(threshold)
         ),
         Policy::BreakEven { .. } => {
             let source = match samples {
@@ -229,8 +230,8 @@ pub fn sentence(verdict: &Verdict, cost: StopCost, policy: Policy, samples: u32)
                 1 => "measured once".to_owned(),
                 count => format!("mean of the last of {count} measured"),
             };
-            let start = rounded(cost.start);
-            let even = go_format(verdict.break_even);
+            let start = human(Duration::try_from_secs_f64(cost.start).unwrap_or(Duration::MAX));
+            let even = human(verdict.break_even);
             let mut text = format!(
                 "a start takes {start} ({source}) and waiting weighs {}, so stopping pays after {even} of idleness",
                 cost.waiting_weight
@@ -243,7 +244,7 @@ pub fn sentence(verdict: &Verdict, cost: StopCost, policy: Policy, samples: u32)
                 let _ = write!(
                     text,
                     "; bounded to {} by minAfter or maxAfter",
-                    go_format(threshold)
+                    human(threshold)
                 );
             }
             text
@@ -278,9 +279,4 @@ pub fn sentence(verdict: &Verdict, cost: StopCost, policy: Policy, samples: u32)
     // Writing into a String cannot fail.
     let _ = write!(text, "; {state}");
     text
-}
-
-fn rounded(seconds: f64) -> String {
-    let tenths = Duration::try_from_secs_f64((seconds * 10.0).round() / 10.0).unwrap_or(Duration::MAX);
-    go_format(tenths)
 }

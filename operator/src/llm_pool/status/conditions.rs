@@ -2,7 +2,7 @@
 
 use weir_crds::{
     condition::{ConditionType, Reason, State, Wanted},
-    go_format, names,
+    human, names,
 };
 
 use super::Verdict;
@@ -108,7 +108,7 @@ fn ready_of(observed: &Observed, outlook: &Outlook) -> Said {
         Some(Trouble::Image(text)) => (State::False, Reason::ImageUnavailable, text.clone()),
         Some(Trouble::Crashing(text)) => (State::False, Reason::EngineFailing, text.clone()),
         Some(Trouble::Unschedulable(_)) | None if outlook.timeouts > 0 => {
-            let limit = go_format(observed.pool.spec.startup.deadline.into());
+            let limit = human(observed.pool.spec.startup.deadline.into());
             let text = format!(
                 "{} starts took longer than startup.deadline ({limit}); starting anew",
                 outlook.timeouts
