@@ -165,7 +165,10 @@ mod tests {
             let read: time::Duration = Duration::from_str(expected).unwrap().into();
             assert_eq!(read, rounded(span), "what is written is read back");
             assert_eq!(human(read), expected, "rounding again changes nothing");
-            assert!(read.abs_diff(span) * 2 <= rounding(span), "{expected} for {span:?}");
+            assert!(
+                read.abs_diff(span) * 2 <= rounding(span),
+                "{expected} for {span:?}"
+            );
         };
         const MILLI: u64 = 1_000_000;
         for (nanos, expected) in [
@@ -189,7 +192,10 @@ mod tests {
         ] {
             check(nanos, expected);
         }
-        assert_eq!(rounded(rounded(time::Duration::MAX)), rounded(time::Duration::MAX));
+        assert_eq!(
+            rounded(rounded(time::Duration::MAX)),
+            rounded(time::Duration::MAX)
+        );
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub enum What {
     ImageUnavailable,
     /// The engine ends as soon as it has started.
     EngineFailing,
+    /// An object that the spec names is not there.
+    ReferenceMissing,
     /// Somebody else wrote replicas.
     ReplicasChanged,
     /// An object could not be written.
@@ -59,6 +61,7 @@ impl What {
             Self::StartTimeout => "StartTimeout",
             Self::ImageUnavailable => "ImageUnavailable",
             Self::EngineFailing => "EngineFailing",
+            Self::ReferenceMissing => "ReferenceMissing",
             Self::ReplicasChanged => "ReplicasChanged",
             Self::ApplyFailed => "ApplyFailed",
         }
@@ -75,6 +78,7 @@ impl What {
             | Self::StartTimeout
             | Self::ImageUnavailable
             | Self::EngineFailing
+            | Self::ReferenceMissing
             | Self::ReplicasChanged
             | Self::ApplyFailed => EventType::Warning,
         }

@@ -18,6 +18,7 @@ pub mod operator;
 pub mod owned;
 pub mod probes;
 pub mod queue;
+pub mod references;
 pub mod restricted;
 pub mod run;
 pub mod scaling;

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 /// Pure modules of the operator: functions of their arguments.
-const PURE: [&str; 29] = [
+const PURE: [&str; 30] = [
     "drift.rs",
     "gateway/build.rs",
     "gateway/build/deployment.rs",
@@ -18,6 +18,7 @@ const PURE: [&str; 29] = [
     "llm_pool/status/conditions.rs",
     "llm_pool/validate.rs",
     "probes.rs",
+    "references.rs",
     "restricted.rs",
     "scaling/cost.rs",
     "scaling/decide.rs",

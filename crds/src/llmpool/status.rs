@@ -167,7 +167,11 @@ pub struct Goodput {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<u64>,
     /// 95th percentile of the time from arrival to the first body byte.
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human", rename = "ttftP95")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "serialize_human",
+        rename = "ttftP95"
+    )]
     #[schemars(schema_with = "schema::status_duration")]
     pub ttft_p95: Option<Duration>,
 }

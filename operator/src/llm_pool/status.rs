@@ -160,7 +160,7 @@ pub fn news(observed: &Observed, verdict: &Verdict) -> Vec<(What, String)> {
         .as_ref()
         .map(|status| status.conditions.clone())
         .unwrap_or_default();
-    conditions::conditions(observed, verdict)
+    let mut news: Vec<(What, String)> = conditions::conditions(observed, verdict)
         .into_iter()
         .filter(|wanted| {
             condition::find(&current, wanted.condition)
@@ -174,9 +174,14 @@ pub fn news(observed: &Observed, verdict: &Verdict) -> Vec<(What, String)> {
                 Reason::Unschedulable => What::Unschedulable,
                 Reason::ImageUnavailable => What::ImageUnavailable,
                 Reason::EngineFailing => What::EngineFailing,
+                Reason::ReferenceMissing => What::ReferenceMissing,
                 _ => return None,
             };
             Some((what, wanted.message))
         })
-        .collect()
+        .collect();
+    // One cause may show in several conditions, side by side or apart; it is one event.
+    news.sort_by(|(one, _), (other, _)| one.cmp(other));
+    news.dedup_by(|(one, _), (other, _)| one == other);
+    news
 }

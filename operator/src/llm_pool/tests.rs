@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     events::What,
+    references::Missing,
     scaling::{
         cost::Ledger,
         decide::{Action, Decision, Mode},
@@ -385,6 +386,11 @@ fn ready_says_what_a_user_waits_for() {
         "EngineFailing",
     );
     check(
+        |o| starting(o, Missing::read(r#"secret "hf" not found"#).map(Trouble::Missing)),
+        "False",
+        "ReferenceMissing",
+    );
+    check(
         |o| {
             starting(o, None);
             o.timeouts = 2;
@@ -430,6 +436,13 @@ fn the_other_conditions_name_their_cause() {
         "False",
         "Unschedulable",
     );
+    fn claim_missing(outlook: &mut Outlook) {
+        let missing = Missing::read(r#"persistentvolumeclaim "w" not found"#).map(Trouble::Missing);
+        outlook.pods.push(engine_pod(missing));
+    }
+    check(0, claim_missing, "True", "Serving");
+    check(1, claim_missing, "True", "ReferenceMissing");
+    check(2, claim_missing, "False", "ReferenceMissing");
     check(3, |_| (), "True", "OperatorOnly");
     check(
         3,
@@ -461,6 +474,62 @@ fn the_other_conditions_name_their_cause() {
         |o| o.configurations[0].1 = Some("old".to_owned()),
         "False",
         "Pending",
+    );
+}
+
+/// The pod's state is the only source, so the condition goes with it, and there is one event however many show it.
+#[test]
+fn a_missing_reference_is_one_event_and_clears_when_it_is_there() {
+    let mut pool = full();
+    pool.metadata.namespace = Some("agents".to_owned());
+    let with = |pool: &LLMPool, trouble: Option<Trouble>| {
+        let outlook = outlook(|o| {
+            o.decision.serving = u32::from(trouble.is_none());
+            o.pods = vec![engine_pod(trouble)];
+        });
+        observed(pool.clone(), Some(outlook))
+    };
+    let claim = pool.spec.cache.as_ref().unwrap().claim_name.clone().unwrap();
+    let said = format!("0/1 nodes are available: persistentvolumeclaim \"{claim}\" not found.");
+    let lacking = with(&pool, Missing::read(&said).map(Trouble::Missing));
+    let told = news(&lacking, &applied(&pool));
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].0, What::ReferenceMissing);
+    assert!(
+        told[0].1.contains(&format!(
+            "PersistentVolumeClaim {claim}, named by spec.cache.claimName,"
+        )),
+        "{}",
+        told[0].1
+    );
+    pool.status = Some(derive(&lacking, &applied(&pool), at(100)));
+    let reasons = |pool: &LLMPool| -> Vec<String> {
+        let conditions = pool.status.clone().unwrap().conditions;
+        conditions.into_iter().map(|condition| condition.reason).collect()
+    };
+    assert_eq!(reasons(&pool)[..3], ["ReferenceMissing"; 3]);
+    pool.status = Some(derive(&with(&pool, None), &applied(&pool), at(200)));
+    assert_eq!(reasons(&pool)[..3], ["Serving", "Stable", "Scheduled"]);
+}
+
+/// Nothing looks for references while no pod runs: the condition says which ones are unseen.
+#[test]
+fn at_zero_the_status_says_what_will_be_looked_for() {
+    let message = |pool: &LLMPool| {
+        let at_zero = outlook(|o| (o.desired, o.decision.serving, o.pods) = (0, 0, Vec::new()));
+        let status = derive(&observed(pool.clone(), Some(at_zero)), &applied(pool), at(100));
+        status.conditions[0].message.clone()
+    };
+    assert_eq!(
+        message(&changed(|spec| spec["cache"] = json!({"claimName": "compiled"}))),
+        "no engine pod runs; the next request starts one. It needs PersistentVolumeClaim compiled: looked for when it \
+         starts"
+    );
+    assert_eq!(
+        message(&changed(
+            |spec| spec["model"] = json!({"name": "m", "source": "image"})
+        )),
+        "no engine pod runs; the next request starts one"
     );
 }
 

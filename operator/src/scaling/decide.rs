@@ -228,7 +228,7 @@ fn count(pods: &[EnginePod], which: impl Fn(&EnginePod) -> bool) -> u32 {
 /// that waits for a node does, for the node may be on its way.
 fn hopeless(pod: &EnginePod) -> bool {
     match pod.trouble {
-        Some(Trouble::Image(_) | Trouble::Crashing(_)) => true,
+        Some(Trouble::Image(_) | Trouble::Crashing(_) | Trouble::Missing(_)) => true,
         Some(Trouble::Unschedulable(_)) | None => false,
     }
 }

@@ -241,11 +241,7 @@ pub fn sentence(verdict: &Verdict, cost: StopCost, policy: Policy, samples: u32)
                 .filter(|threshold| *threshold != verdict.break_even)
             {
                 // Writing into a String cannot fail.
-                let _ = write!(
-                    text,
-                    "; bounded to {} by minAfter or maxAfter",
-                    human(threshold)
-                );
+                let _ = write!(text, "; bounded to {} by minAfter or maxAfter", human(threshold));
             }
             text
         }

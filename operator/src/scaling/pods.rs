@@ -8,6 +8,8 @@ use k8s_openapi::{
 use kube::ResourceExt;
 use weir_crds::names;
 
+use crate::references::Missing;
+
 /// Why an engine pod does not get ahead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
@@ -15,6 +17,8 @@ pub enum Trouble {
     Unschedulable(String),
     /// An image cannot be pulled.
     Image(String),
+    /// An object that the spec names is not there.
+    Missing(Missing),
     /// The engine (or the sidecar) ends as soon as it has started, or cannot be started.
     Crashing(String),
 }
@@ -65,9 +69,11 @@ fn stuck(status: &ContainerStatus) -> Option<Trouble> {
             waiting.reason.as_deref().unwrap_or("waiting")
         ),
     };
+    let missing = || waiting.message.as_deref().and_then(Missing::read);
     match waiting.reason.as_deref()? {
         "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull"
         | "ImageInspectError" => Some(Trouble::Image(text())),
+        "CreateContainerConfigError" if let Some(missing) = missing() => Some(Trouble::Missing(missing)),
         "CrashLoopBackOff"
         | "CreateContainerConfigError"
         | "CreateContainerError"
@@ -111,7 +117,8 @@ impl EnginePod {
         let engine = named(names::container::ENGINE);
         let unschedulable = condition("PodScheduled")
             .filter(|found| found.status == "False" && found.reason.as_deref() == Some("Unschedulable"))
-            .map(|found| Trouble::Unschedulable(found.message.clone().unwrap_or_default()));
+            .map(|found| found.message.clone().unwrap_or_default())
+            .map(|said| Missing::read(&said).map_or(Trouble::Unschedulable(said), Trouble::Missing));
         Some(Self {
             name: pod.name_any(),
             uid: pod.uid()?,
@@ -214,6 +221,23 @@ mod tests {
             Some(Trouble::Crashing("engine: CrashLoopBackOff".to_owned()))
         );
         assert_eq!(waiting("ContainerCreating"), None);
+    }
+
+    #[test]
+    fn a_missing_object_is_no_crash_and_no_lack_of_room() {
+        let read = pod(
+            &json!({"containerStatuses": [{"name": "engine", "image": "e", "imageID": "", "ready": false,
+            "restartCount": 0, "state": {"waiting": {"reason": "CreateContainerConfigError",
+                "message": "secret \"hf\" not found"}}}]}),
+        );
+        let missing = |message| Missing::read(message).map(Trouble::Missing);
+        assert_eq!(read.trouble, missing(r#"secret "hf" not found"#));
+        let said = r#"0/1 nodes are available: persistentvolumeclaim "w" not found."#;
+        let read = pod(&json!({"phase": "Pending", "conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said},
+        ]}));
+        assert_eq!(read.trouble, missing(said));
+        assert!(read.trouble.is_some());
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The conditions of a pool. Pure.
 
+use kube::ResourceExt;
 use weir_crds::{
+    LLMPoolSpec,
     condition::{ConditionType, Reason, State, Wanted},
     human, names,
 };
@@ -8,6 +10,7 @@ use weir_crds::{
 use super::Verdict;
 use crate::{
     llm_pool::observe::Observed,
+    references::{Kind, Missing, named},
     scaling::{decide::Mode, idle::Blocker, outlook::Outlook, pods::Trouble},
 };
 
@@ -18,8 +21,8 @@ pub(super) fn conditions(observed: &Observed, verdict: &Verdict) -> Vec<Wanted> 
     let outlook = observed.outlook.as_deref();
     let said: [(ConditionType, Said); 6] = [
         (ConditionType::Ready, ready(observed, verdict)),
-        (ConditionType::Progressing, progressing(outlook)),
-        (ConditionType::CapacityAvailable, capacity(outlook)),
+        (ConditionType::Progressing, progressing(observed, outlook)),
+        (ConditionType::CapacityAvailable, capacity(observed, outlook)),
         (ConditionType::ScalingOwned, scaling_owned(outlook)),
         (ConditionType::MetricsAvailable, metrics(outlook)),
         (ConditionType::PolicyProgrammed, programmed(observed)),
@@ -90,11 +93,7 @@ fn ready_of(observed: &Observed, outlook: &Outlook) -> Said {
     }
     if outlook.desired == 0 {
         return if outlook.pods.is_empty() {
-            (
-                State::True,
-                Reason::AtZero,
-                "no engine pod runs; the next request starts one".to_owned(),
-            )
+            (State::True, Reason::AtZero, at_zero(&observed.pool.spec))
         } else {
             (
                 State::False,
@@ -103,11 +102,14 @@ fn ready_of(observed: &Observed, outlook: &Outlook) -> Said {
             )
         };
     }
+    if let Some(missing) = missing(outlook) {
+        return reference_missing(State::False, observed, missing);
+    }
     let trouble = outlook.pods.iter().find_map(|pod| pod.trouble.as_ref());
     match trouble {
         Some(Trouble::Image(text)) => (State::False, Reason::ImageUnavailable, text.clone()),
         Some(Trouble::Crashing(text)) => (State::False, Reason::EngineFailing, text.clone()),
-        Some(Trouble::Unschedulable(_)) | None if outlook.timeouts > 0 => {
+        Some(Trouble::Unschedulable(_) | Trouble::Missing(_)) | None if outlook.timeouts > 0 => {
             let limit = human(observed.pool.spec.startup.deadline.into());
             let text = format!(
                 "{} starts took longer than startup.deadline ({limit}); starting anew",
@@ -115,12 +117,12 @@ fn ready_of(observed: &Observed, outlook: &Outlook) -> Said {
             );
             (State::False, Reason::StartTimeout, text)
         }
-        Some(Trouble::Unschedulable(_)) | None if outlook.demand.held > 0 => (
+        Some(Trouble::Unschedulable(_) | Trouble::Missing(_)) | None if outlook.demand.held > 0 => (
             State::False,
             Reason::Waking,
             "engine pods are starting because requests wait".to_owned(),
         ),
-        Some(Trouble::Unschedulable(_)) | None => (
+        Some(Trouble::Unschedulable(_) | Trouble::Missing(_)) | None => (
             State::False,
             Reason::Starting,
             "engine pods are starting".to_owned(),
@@ -128,7 +130,37 @@ fn ready_of(observed: &Observed, outlook: &Outlook) -> Said {
     }
 }
 
-fn progressing(outlook: Option<&Outlook>) -> Said {
+/// Nobody looks for what the spec names while no pod runs: the sentence says which objects that are.
+fn at_zero(spec: &LLMPoolSpec) -> String {
+    let mut needed: Vec<String> = named(spec).iter().map(ToString::to_string).collect();
+    needed.dedup();
+    let text = "no engine pod runs; the next request starts one";
+    if needed.is_empty() {
+        text.to_owned()
+    } else {
+        format!(
+            "{text}. It needs {}: looked for when it starts",
+            needed.join(", ")
+        )
+    }
+}
+
+/// The first object that an engine pod waits for.
+fn missing(outlook: &Outlook) -> Option<&Missing> {
+    let mut staying = outlook.pods.iter().filter(|pod| !pod.terminating);
+    staying.find_map(|pod| match &pod.trouble {
+        Some(Trouble::Missing(missing)) => Some(missing),
+        Some(Trouble::Unschedulable(_) | Trouble::Image(_) | Trouble::Crashing(_)) | None => None,
+    })
+}
+
+fn reference_missing(state: State, observed: &Observed, missing: &Missing) -> Said {
+    let namespace = observed.pool.namespace().unwrap_or_default();
+    let text = missing.sentence(&observed.pool.spec, &namespace);
+    (state, Reason::ReferenceMissing, text)
+}
+
+fn progressing(observed: &Observed, outlook: Option<&Outlook>) -> Said {
     let Some(outlook) = outlook else {
         return (State::Unknown, Reason::Starting, String::new());
     };
@@ -136,6 +168,8 @@ fn progressing(outlook: Option<&Outlook>) -> Said {
     let running = u32::try_from(outlook.pods.len()).unwrap_or(u32::MAX);
     if let Some(failure) = &outlook.failure {
         (State::True, Reason::ApplyFailed, failure.clone())
+    } else if let Some(missing) = missing(outlook) {
+        reference_missing(State::True, observed, missing)
     } else if serving < desired {
         (
             State::True,
@@ -159,11 +193,17 @@ fn progressing(outlook: Option<&Outlook>) -> Said {
     }
 }
 
-fn capacity(outlook: Option<&Outlook>) -> Said {
+fn capacity(observed: &Observed, outlook: Option<&Outlook>) -> Said {
+    // Without its volume a pod gets no node.
+    if let Some(missing) = outlook.and_then(missing)
+        && missing.kind == Kind::PersistentVolumeClaim
+    {
+        return reference_missing(State::False, observed, missing);
+    }
     let unschedulable = outlook.and_then(|outlook| {
         outlook.pods.iter().find_map(|pod| match &pod.trouble {
             Some(Trouble::Unschedulable(text)) => Some(format!("{}: {text}", pod.name)),
-            Some(Trouble::Image(_) | Trouble::Crashing(_)) | None => None,
+            Some(Trouble::Image(_) | Trouble::Missing(_) | Trouble::Crashing(_)) | None => None,
         })
     });
     match unschedulable {
