@@ -1,7 +1,7 @@
 //! The objects the operator knows: one watch per kind and namespace, limited by label to its own objects, without
 //! the parts nobody reads. All reconcilers and scalers read here; nobody lists.
 
-use std::{fmt::Debug, hash::Hash, sync::Arc};
+use std::{fmt::Debug, sync::Arc};
 
 use futures::{StreamExt, future::BoxFuture};
 use k8s_openapi::api::{
@@ -24,6 +24,29 @@ use serde::de::DeserializeOwned;
 use weir_crds::{LLMPool, WorkflowPolicy, names};
 
 use crate::{key::Key, metrics::Metrics};
+
+/// A kind that can be watched: namespaced, and known at compile time.
+pub trait Watched:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + Debug
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<K> Watched for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static
+{
+}
 
 /// The objects of one kind.
 #[derive(Debug, Clone)]
@@ -166,56 +189,32 @@ impl Watches {
     }
 
     /// Watches one of our own kinds; all objects are ours.
-    pub fn kind<K>(&mut self, kind: &'static str, touched: impl Fn(&K) + Clone + Send + 'static) -> Cache<K>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + DeserializeOwned
-            + Debug
-            + Send
-            + Sync
-            + 'static,
-    {
+    pub fn kind<K: Watched>(
+        &mut self,
+        kind: &'static str,
+        touched: impl Fn(&K) + Clone + Send + 'static,
+    ) -> Cache<K> {
         self.watch(kind, &watcher::Config::default(), |_| (), touched)
     }
 
     /// Watches the objects of a kind that the operator manages, after `slim` took away what nobody reads.
-    pub fn owned<K>(
+    pub fn owned<K: Watched>(
         &mut self,
         kind: &'static str,
         slim: impl Fn(&mut K) + Clone + Send + 'static,
         touched: impl Fn(&K) + Clone + Send + 'static,
-    ) -> Cache<K>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + DeserializeOwned
-            + Debug
-            + Send
-            + Sync
-            + 'static,
-    {
+    ) -> Cache<K> {
         let ours = format!("{}={}", names::label::APP_MANAGED_BY, names::FIELD_MANAGER);
         self.watch(kind, &watcher::Config::default().labels(&ours), slim, touched)
     }
 
-    fn watch<K>(
+    fn watch<K: Watched>(
         &mut self,
         kind: &'static str,
         config: &watcher::Config,
         slim: impl Fn(&mut K) + Clone + Send + 'static,
         touched: impl Fn(&K) + Clone + Send + 'static,
-    ) -> Cache<K>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + DeserializeOwned
-            + Debug
-            + Send
-            + Sync
-            + 'static,
-        K::DynamicType: Hash + Eq,
-    {
+    ) -> Cache<K> {
         let scopes: Vec<Api<K>> = if self.namespaces.is_empty() {
             vec![Api::all(self.client.clone())]
         } else {

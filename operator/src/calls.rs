@@ -53,6 +53,12 @@ impl CallError {
         self.has_code(409) || self.has_code(404)
     }
 
+    /// The namespace is being deleted, so nothing can be made in it any more.
+    #[must_use]
+    pub fn is_namespace_ending(&self) -> bool {
+        matches!(self, Self::Api { source, .. } if is_namespace_ending(source))
+    }
+
     /// The object as it would be contradicts itself.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
@@ -63,6 +69,19 @@ impl CallError {
         matches!(self, Self::Api { source, .. }
             if matches!(source.as_ref(), kube::Error::Api(status) if status.code == code))
     }
+}
+
+/// The API server refuses to make an object because its namespace is being deleted: that never passes.
+#[must_use]
+pub fn is_namespace_ending(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else {
+        return false;
+    };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 403
+        && causes
+            .into_iter()
+            .any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 /// What the API server said, without the status in debug form.

@@ -7,7 +7,7 @@ use kube::{
 };
 use weir_crds::names;
 
-use crate::calls::TIMEOUT;
+use crate::calls::{TIMEOUT, is_namespace_ending};
 
 /// Longest note that the API server takes, in bytes.
 const MAX_NOTE: usize = 1_000;
@@ -117,6 +117,12 @@ impl Events {
         };
         match tokio::time::timeout(TIMEOUT, self.0.publish(&event, about)).await {
             Ok(Ok(())) => {}
+            Ok(Err(error)) if is_namespace_ending(&error) => {
+                tracing::debug!(
+                    reason = what.as_str(),
+                    "the namespace is being deleted; the event is lost"
+                );
+            }
             Ok(Err(error)) => tracing::warn!(reason = what.as_str(), %error, "an event was lost"),
             Err(_) => tracing::warn!(reason = what.as_str(), "an event was lost: no answer in time"),
         }

@@ -51,8 +51,12 @@ pub async fn reconcile(operator: Operator, key: Key) -> Outcome {
     };
 
     // (client) the only writer of those objects
-    let result = Box::pin(apply::apply(&operator.calls, &key, &observed, desired)).await;
-    let outcome = if result.is_ok() { "ok" } else { "failed" };
+    let result = Box::pin(apply::apply(&operator.calls, &observed, desired)).await;
+    let outcome = match &result {
+        Ok(()) => "ok",
+        Err(error) if error.is_namespace_ending() => "namespace_ending",
+        Err(_) => "failed",
+    };
     operator
         .metrics
         .reconciles
@@ -62,6 +66,10 @@ pub async fn reconcile(operator: Operator, key: Key) -> Outcome {
         Ok(()) => {
             // Only now: a stream must not try a token that no Secret holds.
             operator.tokens.set(&key, &token);
+            Outcome::Done
+        }
+        Err(error) if error.is_namespace_ending() => {
+            tracing::debug!(gateway = %key, "the namespace is being deleted; the gateway goes with it");
             Outcome::Done
         }
         Err(error) => {

@@ -137,9 +137,21 @@ enum AttemptError {
     #[error("the API server did not answer in {0:?}")]
     Timeout(Duration),
     #[error(transparent)]
-    Api(#[from] kube::Error),
+    Api(kube::Error),
     #[error("the lease belongs to another process")]
     Taken,
+    #[error("another process wrote the lease first")]
+    Raced,
+}
+
+impl From<kube::Error> for AttemptError {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            // Made or changed since it was read: of several that try at once one wins.
+            kube::Error::Api(status) if status.code == 409 => Self::Raced,
+            other => Self::Api(other),
+        }
+    }
 }
 
 /// Takes and keeps one lease.
@@ -175,6 +187,7 @@ impl Elector {
                     return Leadership::new(transitions, Some(began + self.settings.renew_deadline));
                 }
                 Err(AttemptError::Taken) => tracing::debug!("the lease is taken"),
+                Err(AttemptError::Raced) => tracing::debug!("another process took the lease first"),
                 Err(error) => tracing::warn!(%error, "the lease could not be taken"),
             }
             tokio::time::sleep(self.settings.retry).await;

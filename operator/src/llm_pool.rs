@@ -40,6 +40,12 @@ pub async fn reconcile(operator: Operator, key: Key) -> Outcome {
     };
 
     if let Some(Err(error)) = &applied
+        && error.is_namespace_ending()
+    {
+        tracing::debug!(pool = %key, "the namespace is being deleted; the pool goes with it");
+        return Outcome::Done;
+    }
+    if let Some(Err(error)) = &applied
         && error.is_passing()
     {
         tracing::debug!(pool = %key, %error, "an object changed meanwhile");

@@ -1,18 +1,16 @@
 //! Writing one owned object, and only when it is needed: nothing is written while the observed object says all that
 //! the desired one does.
 
-use std::fmt::Debug;
-
 use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, Preconditions},
-    core::NamespaceResourceScope,
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use serde_json::Value;
 use weir_crds::names;
 
 use crate::{
+    caches::Watched,
     calls::{CallError, Calls},
     drift,
     key::Key,
@@ -55,6 +53,12 @@ pub enum EnsureError {
 }
 
 impl EnsureError {
+    /// The namespace is being deleted: what is missing there stays missing, and garbage collection does the rest.
+    #[must_use]
+    pub fn is_namespace_ending(&self) -> bool {
+        matches!(self, Self::Call(call) if call.is_namespace_ending())
+    }
+
     /// Looking again will do: the object changed meanwhile, or is on its way out.
     #[must_use]
     pub fn is_passing(&self) -> bool {
@@ -99,11 +103,7 @@ pub async fn ensure<K, D>(
     adjust: impl Fn(&mut Value, Option<&K>),
 ) -> Result<K, EnsureError>
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + Debug
-        + Serialize
-        + DeserializeOwned,
+    K: Watched + Serialize,
     D: Serialize,
 {
     let Target { call, key, owner } = target;
@@ -164,10 +164,11 @@ fn check_owner<K: Resource<DynamicType = ()>>(current: &K, owner: Owner<'_>) -> 
 ///
 /// # Errors
 /// [`CallError`].
-pub async fn remove<K>(calls: &Calls, call: &'static str, observed: Option<&K>) -> Result<(), CallError>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
-{
+pub async fn remove<K: Watched>(
+    calls: &Calls,
+    call: &'static str,
+    observed: Option<&K>,
+) -> Result<(), CallError> {
     let Some(object) = observed.filter(|object| object.meta().deletion_timestamp.is_none()) else {
         return Ok(());
     };

@@ -26,7 +26,7 @@ use weir_crds::{LLMPool, WorkflowPolicy};
 use crate::{
     admin::{self, Health, Readiness},
     args::Config,
-    caches::{Caches, Watches, status_only, without_managed_fields},
+    caches::{Cache, Caches, Watched, Watches, status_only, without_managed_fields},
     calls::{Calls, TIMEOUT},
     control::{Tokens, board::Board, keep_streams},
     events::Events,
@@ -291,16 +291,7 @@ fn tell(board: &Board, object: &impl Resource) {
     }
 }
 
-fn watch_owned<K>(watches: &mut Watches, kind: &'static str, work: &Arc<Work>) -> crate::caches::Cache<K>
-where
-    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
-        + Clone
-        + serde::de::DeserializeOwned
-        + std::fmt::Debug
-        + Send
-        + Sync
-        + 'static,
-{
+fn watch_owned<K: Watched>(watches: &mut Watches, kind: &'static str, work: &Arc<Work>) -> Cache<K> {
     let work = Arc::clone(work);
     watches.owned(kind, without_managed_fields, move |object: &K| work.owned(object))
 }

@@ -151,6 +151,11 @@ impl Scaler {
             };
             let failed = match result {
                 Ok(()) => None,
+                // The Deployment is gone, perhaps with its namespace: the next look will show.
+                Err(error) if error.is_stale() => {
+                    tracing::debug!(pool = %self.key, %error, "what was to be scaled is gone");
+                    Some(error.to_string())
+                }
                 Err(error) => {
                     tracing::warn!(pool = %self.key, %error, "a scaling action failed; it is tried again");
                     Some(error.to_string())

@@ -1,11 +1,13 @@
 //! The only writer of what a gateway consists of.
 
+use std::sync::Arc;
+
 use kube::Resource;
-use serde_json::Value;
-use weir_crds::names;
+use serde::Serialize;
 
 use super::{build::Desired, observe::Observed};
 use crate::{
+    caches::Watched,
     calls::{CallError, Calls},
     events::What,
     key::Key,
@@ -13,18 +15,31 @@ use crate::{
     owned::{EnsureError, Owner, Target, ensure, remove},
 };
 
-fn as_built<K>(_: &mut Value, _: Option<&K>) {}
+/// Writes single objects, exactly as they were built.
+struct Writer<'a>(&'a Calls);
+
+impl Writer<'_> {
+    async fn put<K: Watched + Serialize>(
+        &self,
+        call: &'static str,
+        desired: &K,
+        observed: &Option<Arc<K>>,
+    ) -> Result<(), EnsureError> {
+        let target = Target {
+            call,
+            key: &Key::of(desired),
+            owner: Owner::Gateway,
+        };
+        let written = ensure(self.0, target, desired, observed.as_deref(), |_, _| ());
+        written.await.map(drop)
+    }
+}
 
 /// Writes what differs. Token, rights, configuration and policy come before the pods that need them.
 ///
 /// # Errors
 /// The first [`EnsureError`].
-pub async fn apply(
-    calls: &Calls,
-    key: &Key,
-    observed: &Observed,
-    desired: Desired,
-) -> Result<(), EnsureError> {
+pub async fn apply(calls: &Calls, observed: &Observed, desired: Desired) -> Result<(), EnsureError> {
     let Desired {
         secret,
         service_account,
@@ -36,88 +51,19 @@ pub async fn apply(
         service,
         deployment,
     } = desired;
-    let own = key.sibling(&names::gateway(&key.name));
-    let token = key.sibling(&names::control_secret(&key.name));
-    let front = key.sibling(&names::gateway_service(&key.name));
-    let to = |call, key| Target {
-        call,
-        key,
-        owner: Owner::Gateway,
-    };
-    let seen = observed;
-    ensure(
-        calls,
-        to("apply_token", &token),
-        &secret,
-        seen.secret.as_ref(),
-        as_built,
-    )
-    .await?;
-    ensure(
-        calls,
-        to("apply_service_account", &own),
-        &service_account,
-        seen.service_account.as_deref(),
-        as_built,
-    )
-    .await?;
-    ensure(
-        calls,
-        to("apply_role", &own),
-        &role,
-        seen.role.as_deref(),
-        as_built,
-    )
-    .await?;
-    ensure(
-        calls,
-        to("apply_role_binding", &own),
-        &role_binding,
-        seen.role_binding.as_deref(),
-        as_built,
-    )
-    .await?;
-    ensure(
-        calls,
-        to("apply_config", &own),
-        &config_map,
-        seen.config_map.as_deref(),
-        as_built,
-    )
-    .await?;
-    ensure(
-        calls,
-        to("apply_network_policy", &own),
-        &network_policy,
-        seen.network_policy.as_deref(),
-        as_built,
-    )
-    .await?;
-    ensure(
-        calls,
-        to("apply_budget", &own),
-        &budget,
-        seen.budget.as_deref(),
-        as_built,
-    )
-    .await?;
-    ensure(
-        calls,
-        to("apply_service", &front),
-        &service,
-        seen.service.as_deref(),
-        as_built,
-    )
-    .await?;
-    ensure(
-        calls,
-        to("apply_deployment", &own),
-        &deployment,
-        seen.deployment.as_deref(),
-        as_built,
-    )
-    .await?;
-    Ok(())
+    let (to, seen) = (Writer(calls), observed);
+    to.put("apply_token", &secret, &seen.secret).await?;
+    to.put("apply_service_account", &service_account, &seen.service_account)
+        .await?;
+    to.put("apply_role", &role, &seen.role).await?;
+    to.put("apply_role_binding", &role_binding, &seen.role_binding)
+        .await?;
+    to.put("apply_config", &config_map, &seen.config_map).await?;
+    to.put("apply_network_policy", &network_policy, &seen.network_policy)
+        .await?;
+    to.put("apply_budget", &budget, &seen.budget).await?;
+    to.put("apply_service", &service, &seen.service).await?;
+    to.put("apply_deployment", &deployment, &seen.deployment).await
 }
 
 /// Removes a gateway that no pool names. Where its pools were deleted, garbage collection does the same.

@@ -27,7 +27,7 @@ pub struct Observed {
     /// The token, if its Secret holds a usable one.
     pub token: Option<String>,
     /// Its Secret.
-    pub secret: Option<Secret>,
+    pub secret: Option<Arc<Secret>>,
     /// Its ServiceAccount.
     pub service_account: Option<Arc<ServiceAccount>>,
     /// Its Role.
@@ -92,7 +92,7 @@ pub async fn observe(operator: &Operator, key: &Key) -> Result<Observed, CallErr
             .any(|pool| pool.0.is_err()),
         policies: operator.policies_of(&key.namespace),
         token: secret.as_ref().and_then(usable_token),
-        secret,
+        secret: secret.map(Arc::new),
         service_account: caches.service_accounts.get(&name),
         role: caches.roles.get(&name),
         role_binding: caches.role_bindings.get(&name),

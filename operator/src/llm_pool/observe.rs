@@ -144,6 +144,8 @@ pub async fn report<K: Resource<DynamicType = ()>>(
     let written = api.patch_status(&key.name, &manager, &patch);
     match operator.calls.write("report_unreadable", TIMEOUT, written).await {
         Ok(_) => Outcome::Done,
+        // It was deleted meanwhile.
+        Err(error) if error.is_stale() => Outcome::Done,
         Err(error) => {
             tracing::warn!(object = %key, %error, "the condition of an unreadable object could not be written");
             operator.forget_report(&kind, key);

@@ -181,7 +181,7 @@ pub fn news(observed: &Observed, verdict: &Verdict) -> Vec<(What, String)> {
         })
         .collect();
     // One cause may show in several conditions, side by side or apart; it is one event.
-    news.sort_by(|(one, _), (other, _)| one.cmp(other));
+    news.sort_by_key(|(what, _)| *what);
     news.dedup_by(|(one, _), (other, _)| one == other);
     news
 }

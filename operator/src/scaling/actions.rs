@@ -148,7 +148,7 @@ impl Scaler {
                 match self.operator.calls.apply("mark_victim", &pods, name, &mark).await {
                     Ok(_) => {}
                     // The pod is gone: so is its mark.
-                    Err(error) if error.is_stale() => {}
+                    Err(error) if error.is_stale() || error.is_namespace_ending() => {}
                     Err(error) => return Err(error),
                 }
             }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use serde_json::json;
 use weir_operator::lease::{Elector, Settings};
 
-use crate::{fixture::now, mock::Mock};
+use crate::{fixture::now, logs::Logs, mock::Mock};
 
 const PATH: &str = "/apis/coordination.k8s.io/v1/namespaces/weir-system/leases/weir-operator";
 const SETTINGS: Settings = Settings {
@@ -51,6 +51,21 @@ async fn the_first_takes_it_and_a_follower_waits_the_whole_duration_on_its_own_c
         first.remaining().is_zero(),
         "the old term has ended before the new one began"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn losing_the_race_for_the_lease_is_no_warning_and_losing_the_api_server_is() {
+    let mock = Arc::new(Mock::default());
+    let logs = Logs::listen();
+    // Both replicas find no lease, then one that is free; each time the other one writes first.
+    mock.refuse_once("/leases", 409);
+    elector(&mock, "a").acquire().await;
+    mock.refuse_once("/leases", 409);
+    elector(&mock, "b").acquire().await;
+    assert_eq!(logs.text(), "");
+    mock.refuse_once("/leases", 500);
+    elector(&mock, "c").acquire().await;
+    assert!(logs.text().contains("WARN"), "{}", logs.text());
 }
 
 #[tokio::test(start_paused = true)]

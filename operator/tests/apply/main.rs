@@ -7,6 +7,8 @@ mod fixture;
 #[cfg(test)]
 mod lease;
 #[cfg(test)]
+mod logs;
+#[cfg(test)]
 mod mock;
 #[cfg(test)]
 mod reconcile;

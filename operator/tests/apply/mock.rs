@@ -19,6 +19,8 @@ struct State {
     objects: BTreeMap<String, Value>,
     writes: Vec<(String, String, Value)>,
     hang: Option<String>,
+    refusals: Vec<(String, u16)>,
+    ending: bool,
     version: u64,
 }
 
@@ -46,6 +48,14 @@ fn refusal(code: u16, reason: &str) -> (StatusCode, Value) {
     (StatusCode::from_u16(code).unwrap(), status)
 }
 
+/// What the API server says to whoever makes an object in a namespace that is being deleted.
+fn ending() -> (StatusCode, Value) {
+    let (code, mut status) = refusal(403, "Forbidden");
+    status["details"] =
+        json!({"causes": [{"reason": "NamespaceTerminating", "message": "is being terminated"}]});
+    (code, status)
+}
+
 impl State {
     fn store(&mut self, path: &str, mut object: Value) -> Value {
         self.version += 1;
@@ -66,10 +76,16 @@ impl State {
             Some((object, sub @ ("status" | "scale"))) => (object, Some(sub)),
             _ => (path, None),
         };
+        let refused = |(part, _): &(String, u16)| *method != Method::GET && path.contains(part.as_str());
+        if let Some(index) = self.refusals.iter().position(refused) {
+            let (_, code) = self.refusals.remove(index);
+            return refusal(code, "Refused");
+        }
         let current = self.objects.get(object_path).cloned();
         match (method.as_str(), current, sub) {
             ("GET", Some(object), _) => (StatusCode::OK, object),
             ("GET", None, _) => refusal(404, "NotFound"),
+            ("POST", _, _) | ("PATCH", None, None) if self.ending => ending(),
             ("POST", _, _) => {
                 let name = body["metadata"]["name"].as_str().unwrap().to_owned();
                 (
@@ -158,6 +174,21 @@ impl Mock {
     /// Requests whose path contains `part` get no answer from now on.
     pub(crate) fn hang(&self, part: &str) {
         self.state.lock().unwrap().hang = Some(part.to_owned());
+    }
+
+    /// The next write whose path contains `part` is refused with this status.
+    pub(crate) fn refuse_once(&self, part: &str, code: u16) {
+        self.state.lock().unwrap().refusals.push((part.to_owned(), code));
+    }
+
+    /// The namespace is being deleted from now on: nothing can be made in it.
+    pub(crate) fn end_namespace(&self) {
+        self.state.lock().unwrap().ending = true;
+    }
+
+    /// Takes an object away, unrecorded.
+    pub(crate) fn take(&self, path: &str) {
+        self.state.lock().unwrap().objects.remove(path);
     }
 
     /// Puts an object there, unrecorded.

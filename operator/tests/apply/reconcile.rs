@@ -8,6 +8,7 @@ use weir_operator::{calls::Calls, gateway, lease::Leadership, llm_pool, queue::O
 
 use crate::{
     fixture::{NAMESPACE, deployment_path, key, now, operator, pool_path, put_pool},
+    logs::Logs,
     mock::Mock,
 };
 
@@ -202,6 +203,41 @@ async fn somebody_elses_object_is_left_alone() {
     assert_eq!(mock.get(&path).unwrap()["spec"], json!({"replicas": 7}));
     let ready = &mock.get(&pool_path("coder")).unwrap()["status"]["conditions"][0];
     assert_eq!(ready["reason"], "ObjectConflict");
+}
+
+#[tokio::test]
+async fn a_namespace_that_ends_is_left_alone_quietly() {
+    let mock = world();
+    reconcile_all(&mock).await;
+    mock.writes();
+    // The namespace controller takes kind after kind; the pool is still there when its objects go.
+    mock.end_namespace();
+    mock.take(&deployment_path("coder-engine"));
+    mock.take("/api/v1/namespaces/agents/services/weir");
+    let logs = Logs::listen();
+    assert_eq!(
+        reconcile_all(&mock).await,
+        Outcome::Done,
+        "nothing is tried again"
+    );
+    let writes: Vec<String> = mock.writes().into_iter().map(|(_, path, _)| path).collect();
+    let tried = [
+        deployment_path("coder-engine"),
+        "/api/v1/namespaces/agents/services/weir".to_owned(),
+    ];
+    assert_eq!(writes, tried, "one attempt each, which is how it is noticed");
+    assert_eq!(mock.events(), Vec::<String>::new());
+    assert_eq!(logs.text(), "");
+}
+
+#[tokio::test]
+async fn a_refusal_for_another_reason_is_told_and_tried_again() {
+    let mock = world();
+    mock.refuse_once("/deployments/coder-engine", 403);
+    let logs = Logs::listen();
+    assert_eq!(reconcile_all(&mock).await, Outcome::Failed);
+    assert_eq!(mock.events(), ["ApplyFailed"]);
+    assert!(logs.text().contains("a reconcile failed"), "{}", logs.text());
 }
 
 #[tokio::test(start_paused = true)]
