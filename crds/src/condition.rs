@@ -83,6 +83,8 @@ names! {
         EngineFailing,
         /// Not ready: the image cannot be pulled.
         ImageUnavailable,
+        /// Not ready: the API server makes no engine pods: a quota, Pod Security, a class that does not exist.
+        PodsRefused,
         /// Not ready: the gateway does not run yet.
         GatewayNotReady,
         /// Not accepted: the spec contradicts itself or names what does not exist.

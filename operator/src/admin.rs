@@ -20,6 +20,9 @@ const MAX_CONNECTIONS: usize = 64;
 /// Longest wait for a request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Longest life of a connection: one that is never read must not keep its place from a probe.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(60);
+
 /// What `/readyz` tells: a phase of start-up, or readiness.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Readiness {
@@ -115,10 +118,11 @@ pub async fn serve(listener: TcpListener, health: Health, metrics: Metrics) {
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-            if let Err(error) = served {
-                tracing::debug!(%error, "an admin connection ended");
+                .serve_connection(TokioIo::new(stream), service);
+            match tokio::time::timeout(CONNECTION_LIMIT, served).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "an admin connection ended"),
+                Err(_) => tracing::debug!("an admin connection was open too long"),
             }
             drop(permit);
         });
@@ -127,6 +131,11 @@ pub async fn serve(listener: TcpListener, health: Health, metrics: Metrics) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
     use super::*;
 
     fn check(path: &str, readiness: Readiness, expected: StatusCode) {
@@ -149,6 +158,29 @@ mod tests {
         check("/readyz", Readiness::Leading, StatusCode::OK);
         check("/metrics", Readiness::Leading, StatusCode::OK);
         check("/else", Readiness::Leading, StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_loses_its_place() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve(listener, Health::default(), Metrics::new().unwrap()));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n";
+        let mut sent = 0;
+        // It asks on and on until both sides' buffers are full and nothing moves.
+        while let Ok(written) = tokio::time::timeout(Duration::from_secs(1), stream.write_all(request)).await
+        {
+            written.unwrap();
+            sent += 1;
+        }
+        tokio::time::sleep(CONNECTION_LIMIT).await;
+        let mut text = Vec::new();
+        // The end may be a reset; what counts is how much was answered.
+        drop(stream.read_to_end(&mut text).await);
+        let answered = String::from_utf8_lossy(&text).matches("HTTP/1.1 200").count();
+        assert!(answered > 0 && answered < sent, "{answered} of {sent} answered");
     }
 
     #[test]

@@ -14,7 +14,10 @@ use std::{
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::{
+    task::{AbortHandle, JoinSet},
+    time::Instant,
+};
 use weir_crds::names;
 use weir_wire::{control::OrderAnswer, control::OrderRequest, control::orders_path, ports};
 
@@ -122,6 +125,24 @@ pub async fn keep_streams(operator: Operator) {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how long a stream lasted is measured on this process's monotonic clock"
+)]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// The pause after a stream that lasted so long, given the pause before it: a stream that breaks again and again as
+/// soon as it is open, whatever it said, is opened less and less often.
+fn pause_after(before: Duration, lasted: Duration) -> Duration {
+    if before.is_zero() || lasted > MAX_RECONNECT {
+        FIRST_RECONNECT
+    } else {
+        (before * 2).min(MAX_RECONNECT)
+    }
+}
+
 /// Follows one gateway pod for as long as it exists.
 struct Follower {
     operator: Operator,
@@ -143,8 +164,9 @@ impl Follower {
             gateway,
             replica,
         } = &self;
-        let mut pause = FIRST_RECONNECT;
+        let mut pause = Duration::ZERO;
         loop {
+            let began = now();
             if let Some(token) = tokens.get(gateway) {
                 let live = Live {
                     board,
@@ -157,15 +179,14 @@ impl Follower {
                 tracing::info!(gateway = %gateway, pod = replica.pod, %error, "a control stream ended");
                 if said {
                     metrics.control_breaks.inc();
-                    pause = FIRST_RECONNECT;
                 }
                 if error.is_refusal() {
                     // The Secret may have been changed: reconciling the gateway reads it again.
                     work.gateways.add(gateway.clone());
                 }
             }
+            pause = pause_after(pause, began.elapsed());
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(MAX_RECONNECT);
         }
     }
 }
@@ -220,4 +241,21 @@ pub async fn order(
     tokio::time::timeout(ORDER_TIMEOUT, sent)
         .await
         .map_err(|_| exchange::HttpError::Timeout(ORDER_TIMEOUT))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_that_breaks_at_once_is_opened_less_and_less_often() {
+        let mut pause = Duration::ZERO;
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            pause = pause_after(pause, Duration::from_millis(20));
+            pauses.push(pause.as_millis());
+        }
+        assert_eq!(pauses, [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000]);
+        assert_eq!(pause_after(pause, Duration::from_secs(60)), FIRST_RECONNECT);
+    }
 }

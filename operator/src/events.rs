@@ -37,6 +37,8 @@ pub enum What {
     ImageUnavailable,
     /// The engine ends as soon as it has started.
     EngineFailing,
+    /// The API server makes no engine pods.
+    PodsRefused,
     /// An object that the spec names is not there.
     ReferenceMissing,
     /// Somebody else wrote replicas.
@@ -61,6 +63,7 @@ impl What {
             Self::StartTimeout => "StartTimeout",
             Self::ImageUnavailable => "ImageUnavailable",
             Self::EngineFailing => "EngineFailing",
+            Self::PodsRefused => "PodsRefused",
             Self::ReferenceMissing => "ReferenceMissing",
             Self::ReplicasChanged => "ReplicasChanged",
             Self::ApplyFailed => "ApplyFailed",
@@ -78,6 +81,7 @@ impl What {
             | Self::StartTimeout
             | Self::ImageUnavailable
             | Self::EngineFailing
+            | Self::PodsRefused
             | Self::ReferenceMissing
             | Self::ReplicasChanged
             | Self::ApplyFailed => EventType::Warning,

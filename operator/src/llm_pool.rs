@@ -10,6 +10,7 @@ pub mod validate;
 
 use jiff::Timestamp;
 use kube::Resource;
+use weir_crds::LLMPool;
 
 use crate::{events::What, key::Key, operator::Operator, owned::EnsureError, queue::Outcome};
 
@@ -17,11 +18,17 @@ use crate::{events::What, key::Key, operator::Operator, owned::EnsureError, queu
 pub async fn reconcile(operator: Operator, key: Key) -> Outcome {
     // (client) everything the pool refers to; it may be gone, or be no pool at all
     let observed = match observe::observe(&operator, &key) {
-        observe::Found::Pool(observed) => observed,
+        observe::Found::Pool(observed) => {
+            operator.forget_report(&LLMPool::kind(&()), &key);
+            observed
+        }
         observe::Found::Unreadable(invalid) => {
             return observe::report_unreadable(&operator, &key, &invalid).await;
         }
-        observe::Found::Gone => return Outcome::Done,
+        observe::Found::Gone => {
+            operator.forget_report(&LLMPool::kind(&()), &key);
+            return Outcome::Done;
+        }
     };
 
     // (pure) what the builders read; a refused pool is built too, without engines

@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use kube::{Resource, ResourceExt, core::error_boundary::InvalidObject};
+use kube::{
+    Resource, ResourceExt,
+    core::{DeserializeGuard, error_boundary::InvalidObject},
+};
 use tokio::sync::Notify;
 use weir_crds::{LLMPool, WorkflowPolicy, names};
 
@@ -50,11 +53,15 @@ impl Work {
     }
 
     /// A pool changed.
-    pub fn pool_changed(&self, pool: &impl Resource<DynamicType = ()>, caches: &Caches) {
+    pub fn pool_changed(&self, pool: &DeserializeGuard<LLMPool>, caches: &Caches) {
         let key = Key::of(pool);
         let exists = caches.pools.get(&key).is_some();
         if self.reshaped(pool, exists) {
             self.fleet.notify_one();
+            // The last pool of a gateway takes along what is remembered of it, even where no object is left.
+            if let Ok(pool) = &pool.0 {
+                self.gateways.add(key.sibling(&pool.spec.gateway));
+            }
             self.namespace_changed(&key.namespace, caches);
         }
         self.pools.add(key);

@@ -36,7 +36,7 @@ use weir_crds::{LLMPool, names};
 use self::{
     decide::{Action, Decision, Settings, View, decide},
     demand::Demand,
-    engines::{owned_by, rolling, writers},
+    engines::{owned_by, refused_pods, rolling, writers},
     instant::{after, between},
     memory::Memory,
     outlook::{Change, Outlook},
@@ -110,6 +110,7 @@ struct Look {
     pool: LLMPool,
     gateway: Key,
     replicas: Vec<ReplicaView>,
+    refused: Option<String>,
     view: View,
 }
 
@@ -259,6 +260,7 @@ impl Scaler {
             pool,
             gateway,
             replicas,
+            refused: deployment.as_deref().and_then(refused_pods),
             view,
         })
     }
@@ -320,6 +322,7 @@ impl Scaler {
             ledger: self.memory.ledger,
             timeouts: self.memory.timeouts,
             foreign: self.foreign.as_ref().map(|(who, _)| who.clone()),
+            refused: look.refused.clone(),
             epoch: self.epoch.load(Ordering::Relaxed),
             failure: self.failure.clone(),
             configurations: look

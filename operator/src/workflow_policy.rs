@@ -21,10 +21,14 @@ use crate::{
 pub async fn reconcile(operator: Operator, key: Key) -> Outcome {
     // (client) the policy, its neighbours, and what their gateways run with
     let Some(found) = operator.caches.policies.get(&key) else {
+        operator.forget_report(&WorkflowPolicy::kind(&()), &key);
         return Outcome::Done;
     };
     let policy = match &found.0 {
-        Ok(policy) => policy,
+        Ok(policy) => {
+            operator.forget_report(&WorkflowPolicy::kind(&()), &key);
+            policy
+        }
         Err(invalid) => {
             return report::<WorkflowPolicy>(&operator, &key, invalid, ConditionType::Accepted).await;
         }

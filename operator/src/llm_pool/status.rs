@@ -174,6 +174,7 @@ pub fn news(observed: &Observed, verdict: &Verdict) -> Vec<(What, String)> {
                 Reason::Unschedulable => What::Unschedulable,
                 Reason::ImageUnavailable => What::ImageUnavailable,
                 Reason::EngineFailing => What::EngineFailing,
+                Reason::PodsRefused => What::PodsRefused,
                 Reason::ReferenceMissing => What::ReferenceMissing,
                 _ => return None,
             };

@@ -138,30 +138,14 @@ impl Scaler {
                 };
                 self.order_all(look, &drain).await;
             }
-            let pods: Api<Pod> = Api::namespaced(self.operator.calls.client(), &self.key.namespace);
-            for (name, cost) in victim::costs(&look.view.pods, &victim.uid) {
-                let annotations = match cost {
-                    Some(cost) => json!({names::annotation::POD_DELETION_COST: cost}),
-                    None => json!({}),
-                };
-                let mark = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "annotations": annotations}});
-                match self.operator.calls.apply("mark_victim", &pods, name, &mark).await {
-                    Ok(_) => {}
-                    // The pod is gone: so is its mark.
-                    Err(error) if error.is_stale() || error.is_namespace_ending() => {}
-                    Err(error) => return Err(error),
-                }
-            }
         }
-        if let Err(error) = self.patch_replicas(replicas, now, TIMEOUT).await {
+        if let Err(error) = self.remove_one(look, replicas, victim, now).await {
+            // It stays after all, and must not stay without requests until the drain order lapses.
             if let Some(victim) = victim {
-                self.order_all(
-                    look,
-                    &Order::Undrain {
-                        uid: victim.uid.clone(),
-                    },
-                )
-                .await;
+                let undrain = Order::Undrain {
+                    uid: victim.uid.clone(),
+                };
+                self.order_all(look, &undrain).await;
             }
             return Err(error);
         }
@@ -178,6 +162,33 @@ impl Scaler {
         );
         self.event(&look.pool, What::ScalingDown, note);
         Ok(())
+    }
+
+    /// Marks the victim as the pod that goes first, then asks for one pod fewer.
+    async fn remove_one(
+        &mut self,
+        look: &Look,
+        replicas: u32,
+        victim: Option<&Victim>,
+        now: Timestamp,
+    ) -> Result<(), CallError> {
+        if let Some(victim) = victim {
+            let pods: Api<Pod> = Api::namespaced(self.operator.calls.client(), &self.key.namespace);
+            for (name, cost) in victim::costs(&look.view.pods, &victim.uid) {
+                let annotations = match cost {
+                    Some(cost) => json!({names::annotation::POD_DELETION_COST: cost}),
+                    None => json!({}),
+                };
+                let mark = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "annotations": annotations}});
+                match self.operator.calls.apply("mark_victim", &pods, name, &mark).await {
+                    Ok(_) => {}
+                    // The pod is gone: so is its mark.
+                    Err(error) if error.is_stale() || error.is_namespace_ending() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        self.patch_replicas(replicas, now, TIMEOUT).await
     }
 
     /// Fences every gateway replica and asks for no pods while all fences hold. Anything else lets arrivals through.

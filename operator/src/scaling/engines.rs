@@ -25,6 +25,15 @@ pub fn rolling(deployment: &Deployment) -> bool {
     status.observed_generation < deployment.metadata.generation || updated < status.replicas.unwrap_or(0)
 }
 
+/// Why no pod can be made from the template, in the API server's words: a quota, Pod Security, a missing class.
+#[must_use]
+pub fn refused_pods(deployment: &Deployment) -> Option<String> {
+    let conditions = deployment.status.as_ref()?.conditions.iter().flatten();
+    let mut failures = conditions.filter(|found| found.type_ == "ReplicaFailure" && found.status == "True");
+    let failure = failures.next()?;
+    Some(failure.message.clone().unwrap_or_default())
+}
+
 /// Field managers besides our own that wrote replicas.
 #[must_use]
 pub fn writers(deployment: &Deployment) -> String {
@@ -80,6 +89,17 @@ mod tests {
             !is_rolling(json!({"observedGeneration": 2})),
             "no pods, nothing to replace"
         );
+    }
+
+    #[test]
+    fn pods_that_cannot_be_made_are_a_failure_in_the_deployments_status() {
+        let refused = |status: &str| {
+            let condition = json!({"type": "ReplicaFailure", "status": status, "message": "exceeded quota"});
+            refused_pods(&deployment(1, &json!({"conditions": [condition]}), &json!([])))
+        };
+        assert_eq!(refused("True").as_deref(), Some("exceeded quota"));
+        assert_eq!(refused("False"), None);
+        assert_eq!(refused_pods(&deployment(1, &json!({}), &json!([]))), None);
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct Outlook {
     pub timeouts: u32,
     /// Who else wrote replicas, while that is recent.
     pub foreign: Option<String>,
+    /// Why the API server makes no engine pods, in its words.
+    pub refused: Option<String>,
     /// Epoch of the last order.
     pub epoch: u64,
     /// Why the last action failed.
@@ -74,6 +76,7 @@ impl Outlook {
             ),
             (
                 self.foreign.clone(),
+                self.refused.clone(),
                 self.failure.clone(),
                 self.configurations.clone(),
                 self.decision.verdict.threshold,

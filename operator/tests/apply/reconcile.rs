@@ -143,6 +143,16 @@ async fn an_unreadable_object_is_told_once_and_does_not_stop_the_others() {
         );
     }
     assert_eq!(mock.events(), ["Invalid"]);
+    let mut later = operator.clone();
+    later.caches.pools = weir_operator::caches::Cache::fixed(Vec::new());
+    assert_eq!(
+        Box::pin(llm_pool::reconcile(later, key("bad"))).await,
+        Outcome::Done
+    );
+    assert!(
+        operator.reported.lock().unwrap().is_empty(),
+        "what is gone is forgotten"
+    );
     let condition = &mock.get(&pool_path("bad")).unwrap()["status"]["conditions"][0];
     assert_eq!(
         (&condition["type"], &condition["reason"]),
@@ -301,6 +311,32 @@ async fn a_gateway_that_no_pool_names_is_removed() {
         mock.get(&deployment_path("coder-engine")).is_some(),
         "the pool keeps its engines"
     );
+}
+
+#[tokio::test]
+async fn the_token_of_a_gateway_is_forgotten_with_its_last_pool() {
+    let mock = world();
+    // A namespace was deleted: its objects went first, then the pool.
+    let mut pools = operator(&mock, Vec::new()).caches.pools.list(NAMESPACE);
+    let pool = pools.pop().unwrap();
+    mock.take(&pool_path("coder"));
+    let operator = operator(&mock, Vec::new());
+    operator.tokens.set(&key("weir"), "secret");
+    operator.work.pool_changed(&pool, &operator.caches);
+    let worker = operator.clone();
+    let work = Arc::clone(&operator.work.gateways).work(1, move |key| {
+        let worker = worker.clone();
+        async move { Box::pin(gateway::reconcile(worker, key)).await }
+    });
+    let forgotten = async {
+        while operator.tokens.get(&key("weir")).is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = work => panic!("queues work for ever"),
+        result = tokio::time::timeout(std::time::Duration::from_secs(10), forgotten) => result.unwrap(),
+    }
 }
 
 #[tokio::test]

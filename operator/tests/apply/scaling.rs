@@ -279,6 +279,39 @@ async fn the_least_valuable_pod_is_drained_marked_and_removed() {
 }
 
 #[tokio::test]
+async fn a_pod_that_could_not_be_marked_gets_requests_again() {
+    let mock = Arc::new(Mock::default());
+    let spec = json!({"scaling": {"maxReplicas": 3, "scaleDownDelay": "0s"}});
+    let names = ["coder-engine-a", "coder-engine-b"];
+    let operator = world(&mock, &spec, &names).await;
+    mock.refuse_once("/pods/coder-engine-a", 500);
+    let gateway = Gateway::start(true).await;
+    let endpoints = names.map(|name| EndpointState {
+        name: name.to_owned(),
+        uid: format!("uid-{name}"),
+        eligible: true,
+        kv_tokens: u64::from(name.ends_with('b')),
+        ..EndpointState::default()
+    });
+    let state = PoolState {
+        in_flight: 1,
+        endpoints: endpoints.into(),
+        ..PoolState::default()
+    };
+    connect(&operator, &[&gateway], &state);
+    let told = async {
+        while gateway.orders().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = keep_scalers(operator.clone()) => panic!("scalers run for ever"),
+        result = tokio::time::timeout(std::time::Duration::from_secs(10), told) => result.unwrap(),
+    }
+    assert_eq!(gateway.orders()[..2], ["drain", "undrain"]);
+}
+
+#[tokio::test]
 async fn a_silent_gateway_is_never_idle() {
     let mock = Arc::new(Mock::default());
     let idle = json!({"idle": {"policy": "Fixed", "after": "0s"}});

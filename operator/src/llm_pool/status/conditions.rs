@@ -105,6 +105,9 @@ fn ready_of(observed: &Observed, outlook: &Outlook) -> Said {
     if let Some(missing) = missing(outlook) {
         return reference_missing(State::False, observed, missing);
     }
+    if let Some(refused) = &outlook.refused {
+        return (State::False, Reason::PodsRefused, refused.clone());
+    }
     let trouble = outlook.pods.iter().find_map(|pod| pod.trouble.as_ref());
     match trouble {
         Some(Trouble::Image(text)) => (State::False, Reason::ImageUnavailable, text.clone()),
@@ -170,6 +173,8 @@ fn progressing(observed: &Observed, outlook: Option<&Outlook>) -> Said {
         (State::True, Reason::ApplyFailed, failure.clone())
     } else if let Some(missing) = missing(outlook) {
         reference_missing(State::True, observed, missing)
+    } else if let Some(refused) = outlook.refused.as_ref().filter(|_| desired > 0) {
+        (State::True, Reason::PodsRefused, refused.clone())
     } else if serving < desired {
         (
             State::True,
