@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use clap::{Parser, ValueEnum};
+use tracing_subscriber::EnvFilter;
 
 use crate::lease;
 
@@ -23,19 +24,19 @@ pub struct Args {
     /// Namespace the operator runs in; its lease is there.
     #[arg(long, env = "WEIR_NAMESPACE")]
     namespace: String,
-    /// Name of this process among the operator's replicas: the pod's name.
+    /// Name of this process among the operator's replicas, at most 128 bytes: the pod's name.
     #[arg(long, env = "WEIR_IDENTITY")]
     identity: String,
-    /// Address of probes and metrics.
+    /// Address of `/livez`, `/readyz` and `/metrics`.
     #[arg(long, env = "WEIR_ADMIN_LISTEN", default_value = "0.0.0.0:9090")]
     admin_listen: SocketAddr,
-    /// Name of the lease.
+    /// Name of the lease in that namespace; replicas of one operator share it.
     #[arg(long, env = "WEIR_LEASE_NAME", default_value = "weir-operator")]
     lease_name: String,
-    /// Form of log lines.
+    /// Form of log lines on standard error.
     #[arg(long, env = "WEIR_LOG_FORMAT", value_enum, default_value = "json")]
     log_format: LogFormat,
-    /// Log filter, such as `info` or `weir_operator=debug,info`.
+    /// What to log, in the syntax of tracing's EnvFilter, such as `weir_operator=debug,info`.
     #[arg(long, env = "WEIR_LOG", default_value = "info")]
     log: String,
 }
@@ -89,7 +90,28 @@ pub enum ArgsError {
         /// What was given.
         value: String,
     },
+    /// Longer than events can carry.
+    #[error("--{flag} {value}: must have at most {MAX_IDENTITY} bytes")]
+    TooLong {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        value: String,
+    },
+    /// Not a log filter.
+    #[error("--{flag} {value}: {why}")]
+    Filter {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        why: String,
+    },
 }
+
+/// Longest identity in bytes: what an event's `reportingInstance` takes.
+const MAX_IDENTITY: usize = 128;
 
 impl Args {
     /// Reads the process's command line and environment; prints help or the mistake and exits where there is one.
@@ -134,6 +156,19 @@ impl Args {
         if identity.trim().is_empty() {
             return Err(ArgsError::Empty { flag: "identity" });
         }
+        if identity.len() > MAX_IDENTITY {
+            return Err(ArgsError::TooLong {
+                flag: "identity",
+                value: identity,
+            });
+        }
+        if let Err(error) = EnvFilter::try_new(&log) {
+            return Err(ArgsError::Filter {
+                flag: "log",
+                value: log,
+                why: error.to_string(),
+            });
+        }
         label("lease-name", &lease_name)?;
         Ok(Config {
             watch_namespaces,
@@ -154,7 +189,10 @@ impl Args {
 }
 
 fn label(flag: &'static str, value: &str) -> Result<(), ArgsError> {
-    let fits = (1..=63).contains(&value.len())
+    if value.is_empty() {
+        return Err(ArgsError::Empty { flag });
+    }
+    let fits = value.len() <= 63
         && value
             .bytes()
             .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
@@ -172,9 +210,12 @@ fn label(flag: &'static str, value: &str) -> Result<(), ArgsError> {
 
 #[cfg(test)]
 mod tests {
+    use clap::{CommandFactory, FromArgMatches};
+
     use super::*;
 
-    fn parse(extra: &[&str]) -> Result<Config, ArgsError> {
+    /// Overrides what every other flag is given.
+    fn read(extra: &[&str]) -> Result<Args, clap::Error> {
         let base = [
             "weir-operator",
             "--router-image",
@@ -184,32 +225,65 @@ mod tests {
             "--identity",
             "a",
         ];
-        Args::try_parse_from(base.iter().chain(extra))
-            .unwrap()
-            .into_config()
+        let mut command = Args::command().args_override_self(true);
+        let matches = command.try_get_matches_from_mut(base.iter().chain(extra))?;
+        Args::from_arg_matches(&matches)
     }
 
     #[test]
     fn namespaces_are_sorted_and_taken_once() {
-        let config = parse(&["--watch-namespace", "b,a", "--watch-namespace", "b"]).unwrap();
+        let args = read(&["--watch-namespace", "b,a", "--watch-namespace", "b"]).unwrap();
+        let config = args.into_config().unwrap();
         assert_eq!(config.watch_namespaces, ["a", "b"]);
         assert_eq!(config.admin_listen.port(), weir_wire::ports::ADMIN);
     }
 
     #[test]
     fn unusable_values_are_refused_by_flag() {
-        let refused = parse(&["--watch-namespace", "Not_A_Name"]).unwrap_err();
-        assert!(
-            refused.to_string().contains("--watch-namespace Not_A_Name"),
-            "{refused}"
-        );
-        assert_eq!(
-            parse(&["--lease-name", ""])
-                .unwrap_err()
-                .to_string()
-                .split(' ')
-                .next(),
-            Some("--lease-name")
-        );
+        let long = "x".repeat(64);
+        for (flag, value) in [
+            ("--watch-namespace", "Not_A_Name"),
+            ("--watch-namespace", &long),
+            ("--namespace", ""),
+            ("--namespace", "-a"),
+            ("--lease-name", ""),
+            ("--lease-name", "a.b"),
+            ("--router-image", " "),
+            ("--identity", ""),
+            ("--identity", &"x".repeat(129)),
+            ("--log", "info,=5"),
+            ("--log-format", "xml"),
+            ("--admin-listen", "9090"),
+        ] {
+            let refused = match read(&[flag, value]) {
+                Ok(args) => args.into_config().unwrap_err().to_string(),
+                Err(error) => error.to_string(),
+            };
+            assert!(refused.contains(flag), "{flag} {value}: {refused}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let error = Args::try_parse_from(["weir-operator"]).unwrap_err().to_string();
+        for flag in ["--router-image", "--namespace", "--identity"] {
+            assert!(error.contains(flag), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_flag_is_explained_and_read_from_the_environment() {
+        let command = Args::command();
+        let flags: Vec<&clap::Arg> = command.get_arguments().collect();
+        assert!(flags.len() >= 8, "{}", flags.len());
+        for flag in flags {
+            let name = flag.get_long().unwrap();
+            assert!(
+                flag.get_help().is_some_and(|help| help.to_string().len() > 10),
+                "--{name}"
+            );
+            let expected = format!("WEIR_{}", name.replace('-', "_").to_ascii_uppercase());
+            assert_eq!(flag.get_env().unwrap().to_str(), Some(expected.as_str()));
+        }
     }
 }

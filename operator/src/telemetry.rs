@@ -4,19 +4,12 @@ use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
 use crate::args::LogFormat;
 
-/// Starts logging for the life of the process. A filter that cannot be read is replaced by `info`, and said so.
+/// Starts logging for the life of the process. `filter` was validated with the other flags (`args.rs`).
 pub fn start(format: LogFormat, filter: &str) {
-    let (parsed, wrong) = match EnvFilter::try_new(filter) {
-        Ok(parsed) => (parsed, None),
-        Err(error) => (EnvFilter::new("info"), Some(error)),
-    };
-    let registry = tracing_subscriber::registry().with(parsed);
+    let registry = tracing_subscriber::registry().with(EnvFilter::new(filter));
     let lines = fmt::layer().with_writer(std::io::stderr);
     match format {
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
         LogFormat::Text => registry.with(lines).init(),
-    }
-    if let Some(error) = wrong {
-        tracing::warn!(%error, filter, "the log filter cannot be read; info is used");
     }
 }
