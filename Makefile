@@ -73,10 +73,12 @@ lint: ## Clippy, with every warning an error
 .PHONY: generate
 generate: ## Write generated files anew
 	@cargo run --locked --quiet -p weir-crds --bin crdgen
+	@cargo run --locked --quiet -p weir-docgen
 
 .PHONY: generate-check
 generate-check: ## Fail where generated files differ from what they are generated from
-	@$(call loud,comparing generated files) cargo run --locked --quiet -p weir-crds --bin crdgen -- --check
+	@$(call loud,comparing what is generated from the kinds) cargo run --locked --quiet -p weir-crds --bin crdgen -- --check
+	@$(call loud,comparing what is generated from the binaries) cargo run --locked --quiet -p weir-docgen -- --check
 
 .PHONY: deny
 deny: $(WEIR_CACHE)/tools/cargo-deny-$(CARGO_DENY) ## Check licences, sources and duplicates of dependencies (ADVISORIES=1: advisories too)

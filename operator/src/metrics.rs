@@ -3,13 +3,14 @@
 
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Registry, TextEncoder, core::Collector,
 };
 
 /// All series of the operator.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
+    families: Vec<Family>,
     /// 1 while this process holds the lease.
     pub leader: IntGauge,
     /// Calls to the API server by step and outcome.
@@ -38,27 +39,107 @@ pub struct Metrics {
     pub watch_errors: IntCounterVec,
 }
 
-fn counters(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    labels: &[&str],
-) -> prometheus::Result<IntCounterVec> {
-    let series = IntCounterVec::new(Opts::new(name, help), labels)?;
-    registry.register(Box::new(series.clone()))?;
-    Ok(series)
+/// One family as the reference page shows it.
+#[derive(Debug, Clone, Copy)]
+pub struct Family {
+    /// Its name.
+    pub name: &'static str,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+    /// What it means.
+    pub help: &'static str,
 }
 
-fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
-    let series = IntGaugeVec::new(Opts::new(name, help), labels)?;
-    registry.register(Box::new(series.clone()))?;
-    Ok(series)
+/// Makes families, registers and remembers them.
+#[derive(Default)]
+struct Builder {
+    registry: Registry,
+    families: Vec<Family>,
 }
 
-fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
-    let series = IntGauge::new(name, help)?;
-    registry.register(Box::new(series.clone()))?;
-    Ok(series)
+type Text = &'static str;
+type Made<T> = prometheus::Result<T>;
+
+impl Builder {
+    fn add<C: Collector + Clone + 'static>(&mut self, made: C, family: Family) -> Made<C> {
+        self.registry.register(Box::new(made.clone()))?;
+        self.families.push(family);
+        Ok(made)
+    }
+
+    fn counters(&mut self, name: Text, labels: &'static [Text], help: Text) -> Made<IntCounterVec> {
+        let made = IntCounterVec::new(Opts::new(name, help), labels)?;
+        let kind = "counter";
+        self.add(
+            made,
+            Family {
+                name,
+                kind,
+                labels,
+                help,
+            },
+        )
+    }
+
+    fn gauges(&mut self, name: Text, labels: &'static [Text], help: Text) -> Made<IntGaugeVec> {
+        let made = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        let kind = "gauge";
+        self.add(
+            made,
+            Family {
+                name,
+                kind,
+                labels,
+                help,
+            },
+        )
+    }
+
+    fn counter(&mut self, name: Text, help: Text) -> Made<IntCounter> {
+        let (kind, labels) = ("counter", &[]);
+        self.add(
+            IntCounter::new(name, help)?,
+            Family {
+                name,
+                kind,
+                labels,
+                help,
+            },
+        )
+    }
+
+    fn gauge(&mut self, name: Text, help: Text) -> Made<IntGauge> {
+        let (kind, labels) = ("gauge", &[]);
+        self.add(
+            IntGauge::new(name, help)?,
+            Family {
+                name,
+                kind,
+                labels,
+                help,
+            },
+        )
+    }
+
+    /// Seconds of calls to the API server.
+    fn calls(&mut self, name: Text, labels: &'static [Text], help: Text) -> Made<HistogramVec> {
+        let made = HistogramVec::new(
+            HistogramOpts::new(name, help).buckets(API_BUCKETS.to_vec()),
+            labels,
+        )?;
+        let kind = "histogram";
+        self.add(
+            made,
+            Family {
+                name,
+                kind,
+                labels,
+                help,
+            },
+        )
+    }
 }
 
 const API_BUCKETS: [f64; 9] = [0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 4.0];
@@ -69,90 +150,79 @@ impl Metrics {
     /// # Errors
     /// When two series share a name, which a test excludes.
     pub fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new();
-        let r = &registry;
-        let api_seconds = HistogramVec::new(
-            HistogramOpts::new(
-                "weir_operator_api_seconds",
-                "Seconds of calls to the API server by step.",
-            )
-            .buckets(API_BUCKETS.to_vec()),
-            &["step"],
-        )?;
-        r.register(Box::new(api_seconds.clone()))?;
-        let wake_seconds = Histogram::with_opts(
-            HistogramOpts::new(
-                "weir_operator_wake_seconds",
-                "Seconds from the first sight of a held request to the replica patch's answer.",
-            )
-            .buckets(API_BUCKETS.to_vec()),
-        )?;
-        r.register(Box::new(wake_seconds.clone()))?;
-        let control_breaks = IntCounter::new(
-            "weir_operator_control_breaks_total",
-            "Control streams that broke.",
-        )?;
-        r.register(Box::new(control_breaks.clone()))?;
+        let mut b = Builder::default();
         Ok(Self {
-            leader: gauge(r, "weir_operator_leader", "1 while this process holds the lease.")?,
-            api_calls: counters(
-                r,
+            leader: b.gauge("weir_operator_leader", "1 while this process holds the lease.")?,
+            api_calls: b.counters(
                 "weir_operator_api_calls_total",
-                "Calls to the API server by step and outcome.",
                 &["step", "outcome"],
+                "Calls to the API server by step and outcome.",
             )?,
-            api_seconds,
-            reconciles: counters(
-                r,
+            api_seconds: b.calls(
+                "weir_operator_api_seconds",
+                &["step"],
+                "Seconds of calls to the API server by step.",
+            )?,
+            reconciles: b.counters(
                 "weir_operator_reconciles_total",
-                "Reconciles by kind and outcome.",
                 &["kind", "outcome"],
+                "Reconciles by kind and outcome.",
             )?,
-            unreadable: counters(
-                r,
+            unreadable: b.counters(
                 "weir_operator_unreadable_total",
-                "Objects that could not be read, by kind.",
                 &["kind"],
+                "Looks at objects that cannot be read, by kind.",
             )?,
-            replica_patches: counters(
-                r,
+            replica_patches: b.counters(
                 "weir_operator_replica_patches_total",
-                "Replica patches by direction.",
                 &["direction"],
+                "Replica patches: `up`, `down` by one, or to `zero`.",
             )?,
-            wake_seconds,
-            fences: counters(
-                r,
+            wake_seconds: b
+                .calls(
+                    "weir_operator_wake_seconds",
+                    &[],
+                    "Seconds from the first sight of a held request to the replica patch's answer.",
+                )?
+                .with_label_values::<&str>(&[]),
+            fences: b.counters(
                 "weir_operator_fences_total",
-                "Fences by outcome.",
                 &["outcome"],
+                "Fences: the pool went to `zero`, a gateway was `busy` or `unreachable`, or it was `overtaken` by an \
+                 arrival.",
             )?,
-            control_streams: gauge(
-                r,
+            control_streams: b.gauge(
                 "weir_operator_control_streams",
-                "Control streams connected now.",
+                "Control streams to gateway pods connected now.",
             )?,
-            control_breaks,
-            desired_replicas: gauges(
-                r,
+            control_breaks: b.counter(
+                "weir_operator_control_breaks_total",
+                "Control streams that broke.",
+            )?,
+            desired_replicas: b.gauges(
                 "weir_operator_pool_desired_replicas",
-                "Replicas asked for, by namespace and pool.",
                 &["namespace", "pool"],
+                "Engine pods asked for, by pool.",
             )?,
-            ready_replicas: gauges(
-                r,
+            ready_replicas: b.gauges(
                 "weir_operator_pool_ready_replicas",
-                "Ready endpoints, by namespace and pool.",
                 &["namespace", "pool"],
+                "Engine pods that answer, by pool.",
             )?,
-            watch_errors: counters(
-                r,
+            watch_errors: b.counters(
                 "weir_operator_watch_errors_total",
-                "Errors of a watch, by kind.",
                 &["kind"],
+                "Errors of a watch, by kind; each is tried again with backoff.",
             )?,
-            registry,
+            families: b.families,
+            registry: b.registry,
         })
+    }
+
+    /// Every family, for `docs/metrics.md`.
+    #[must_use]
+    pub fn families(&self) -> &[Family] {
+        &self.families
     }
 
     /// Forgets the series of a pool that is gone.

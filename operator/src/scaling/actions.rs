@@ -130,14 +130,12 @@ impl Scaler {
         victim: Option<&Victim>,
         now: Timestamp,
     ) -> Result<(), CallError> {
-        if let Some(victim) = victim {
-            if victim.serves {
-                let drain = Order::Drain {
-                    uid: victim.uid.clone(),
-                    lease_ms: DRAIN_LEASE_MS,
-                };
-                self.order_all(look, &drain).await;
-            }
+        if let Some(victim) = victim.filter(|victim| victim.serves) {
+            let drain = Order::Drain {
+                uid: victim.uid.clone(),
+                lease_ms: DRAIN_LEASE_MS,
+            };
+            self.order_all(look, &drain).await;
         }
         if let Err(error) = self.remove_one(look, replicas, victim, now).await {
             // It stays after all, and must not stay without requests until the drain order lapses.

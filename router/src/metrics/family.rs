@@ -1,6 +1,4 @@
-//! Registration of metric families, and the page that describes them.
-
-use std::fmt::Write as _;
+//! Registration of metric families.
 
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -10,12 +8,17 @@ use prometheus::{
 use super::Role;
 
 /// One family as the reference page shows it.
-pub(super) struct Family {
-    name: &'static str,
-    kind: &'static str,
-    labels: Vec<&'static str>,
-    help: &'static str,
-    role: Option<Role>,
+pub struct Family {
+    /// Its name.
+    pub name: &'static str,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// Its labels.
+    pub labels: Vec<&'static str>,
+    /// What it means.
+    pub help: &'static str,
+    /// The role that shows it; `None`: both.
+    pub role: Option<Role>,
 }
 
 /// Makes families, registers those of its role and remembers all of them.
@@ -117,35 +120,4 @@ impl Builder {
             (name, "histogram", labels, help),
         )
     }
-}
-
-/// The page, sorted by name.
-pub(super) fn reference(families: &[Family]) -> String {
-    let mut sorted: Vec<&Family> = families.iter().collect();
-    sorted.sort_by_key(|family| family.name);
-    let mut page = String::from(
-        "# Metrics of weir-router\n\n\
-         Generated from `router/src/metrics.rs` (`UPDATE_DOCS=1 cargo test -p weir-router metrics`). Served as\n\
-         `/metrics` on the admin port. `pool` has at most 256 values, later ones are `other`; every other label\n\
-         has a closed set of values.\n\n\
-         | Name | Type | Labels | Role | Meaning |\n|---|---|---|---|---|\n",
-    );
-    for Family {
-        name,
-        kind,
-        labels,
-        help,
-        role,
-    } in sorted
-    {
-        let labels = labels
-            .iter()
-            .map(|label| format!("`{label}`"))
-            .collect::<Vec<_>>()
-            .join(" ");
-        let role = role.map_or("both", Role::as_str);
-        // Writing to a string cannot fail.
-        let _ = writeln!(page, "| `{name}` | {kind} | {labels} | {role} | {help} |");
-    }
-    page
 }
