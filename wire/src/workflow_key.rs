@@ -86,7 +86,11 @@ impl From<WorkflowKey> for String {
 
 impl fmt::Display for WorkflowKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        let digits = self.0.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        let text: String = digits
+            .map(|digit| char::from_digit(digit.into(), 16).unwrap_or('0'))
+            .collect();
+        f.write_str(&text)
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::join_all;
-use http::{HeaderMap, Method, uri::PathAndQuery};
+use http::Method;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use weir_schedule::{EndpointId, Event};
@@ -147,12 +147,7 @@ pub async fn watch(pools: Arc<Pools>, stop: CancellationToken) {
 
 /// Anything but a server error shows a live server, also where it has no such path.
 async fn probe(upstream: &Arc<Upstream>) -> Probe {
-    let request = Outgoing {
-        method: Method::GET,
-        target: PathAndQuery::from_static("/health"),
-        headers: HeaderMap::new(),
-        body: Bytes::new(),
-    };
+    let request = Outgoing::new(&Method::GET, "/health", [], Bytes::new());
     match timeout(PATIENCE, upstream.send(&request)).await {
         Ok(Ok(answer)) if !answer.status().is_server_error() => Probe::Answered,
         Ok(Err(error)) if error.is_connect() => Probe::Refused,

@@ -49,8 +49,6 @@ pub(super) struct Job {
     pub(super) idle: Duration,
 }
 
-const REQUEST_ID: HeaderName = HeaderName::from_static(headers::REQUEST_ID);
-const WORKFLOW_KEY: HeaderName = HeaderName::from_static(headers::WORKFLOW_KEY);
 const WORKFLOW_ID: HeaderName = HeaderName::from_static(headers::WORKFLOW_ID);
 const ENDPOINT: HeaderName = HeaderName::from_static(headers::ENDPOINT);
 const HOME: HeaderName = HeaderName::from_static(headers::HOME);
@@ -206,18 +204,15 @@ impl Job {
 
     /// Makes the request out to this endpoint and this attempt.
     fn address(&mut self, endpoint: &Endpoint, number: &Attempt) {
-        let map = &mut self.outgoing.headers;
-        let id = format!("{}-{:x}", self.id, number.0);
-        if let Ok(id) = HeaderValue::try_from(id) {
-            map.insert(REQUEST_ID, id);
-        }
-        map.remove(WORKFLOW_KEY);
-        if endpoint.info.sidecar
-            && let Some(key) = self.key
-            && let Ok(key) = HeaderValue::try_from(key.to_string())
-        {
-            map.insert(WORKFLOW_KEY, key);
-        }
+        let id = HeaderValue::try_from(format!("{}-{:x}", self.id, number.0)).ok();
+        let key = self.key.filter(|_| endpoint.info.sidecar);
+        let key = key.and_then(|key| HeaderValue::try_from(key.to_string()).ok());
+        let named = [
+            (headers::REQUEST_ID, id.as_ref()),
+            (headers::WORKFLOW_KEY, key.as_ref()),
+        ];
+        self.outgoing
+            .set_of_attempt(named.into_iter().filter_map(|(name, value)| Some((name, value?))));
     }
 
     /// What Weir says of its own doing.

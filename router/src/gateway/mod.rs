@@ -160,12 +160,8 @@ impl Gateway {
         };
         let wanted = entry.policy.request(wishes, load).map_err(rejected)?;
         let Received { bytes, held } = received;
-        let outgoing = Outgoing {
-            headers: for_upstream(&head.headers),
-            method: head.method,
-            target: route.path,
-            body: ask.forwarded(bytes),
-        };
+        let headers = for_upstream(&head.headers);
+        let outgoing = Outgoing::new(&head.method, &route.path, headers, ask.forwarded(bytes));
         // The head as received pins the connection's read buffer; a request may wait for long.
         drop(head.headers);
         drop(head.uri);

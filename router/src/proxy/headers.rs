@@ -1,6 +1,5 @@
 //! Which headers cross the router. Each side is framed by itself: what describes one connection stays on it.
 
-use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// Headers of one connection (RFC 9110 §7.6.1), never forwarded in either direction.
@@ -44,32 +43,11 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
 }
 
 /// The request headers to send upstream. `X-Weir-*` and `X-Request-Id` are the caller's to add.
-///
-/// Values are copied into one allocation of their own: as received they share the connection's read buffer, and would
-/// keep all of it in memory for as long as the request waits.
-#[must_use]
-pub fn for_upstream(from: &HeaderMap) -> HeaderMap {
+pub fn for_upstream(from: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
     let named = named_by_connection(from);
-    let is_kept = |name: &HeaderName| {
+    from.iter().filter(move |(name, _)| {
         !is_hop_by_hop(name) && !is_set_by_us(name) && !named.iter().any(|other| other == name)
-    };
-    let mut text = BytesMut::new();
-    for (name, value) in from {
-        if is_kept(name) {
-            text.extend_from_slice(value.as_bytes());
-        }
-    }
-    let mut text = text.freeze();
-    let mut to = HeaderMap::with_capacity(from.len() + 3);
-    for (name, value) in from {
-        if is_kept(name) {
-            let copy = text.split_to(value.len());
-            if let Ok(copy) = HeaderValue::from_maybe_shared(copy) {
-                to.append(name.clone(), copy);
-            }
-        }
-    }
-    to
+    })
 }
 
 /// Leaves of an answer's headers what the client is to see; `Content-Length` stays, because the body is passed on
@@ -101,7 +79,7 @@ mod tests {
 
     #[test]
     fn connection_headers_and_those_they_name_stay_behind() {
-        let sent = for_upstream(&map(&[
+        let received = map(&[
             ("connection", "close, X-Secret , te"),
             ("x-secret", "1"),
             ("te", "trailers"),
@@ -117,8 +95,9 @@ mod tests {
             ("x-weir-workflow-key", "forged"),
             ("authorization", "Bearer t"),
             ("x-unknown", "kept"),
-        ]));
-        assert_eq!(sent, map(&[("authorization", "Bearer t"), ("x-unknown", "kept")]));
+        ]);
+        let sent: Vec<_> = for_upstream(&received).map(|(name, _)| name.as_str()).collect();
+        assert_eq!(sent, ["authorization", "x-unknown"]);
     }
 
     #[test]

@@ -7,13 +7,14 @@
 //! * Heads that are malformed, too large or too slow are refused here, before any handler, in the API's error shape.
 
 mod socket;
+mod timer;
 
 use std::{convert::Infallible, io, pin::Pin, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use http::{Request, StatusCode};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
@@ -23,7 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use weir_wire::config::{Limits, Timeouts};
 
-use self::socket::ClientSocket;
+use self::{socket::ClientSocket, timer::LazyTimer};
 use super::respond::Reply;
 use crate::metrics::{Metrics, Port};
 
@@ -61,10 +62,11 @@ where
     let open = metrics.connections.with_label_values(&port);
     let refused = metrics.connections_refused.with_label_values(&port);
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(Duration::from(timeouts.header_read))
+    http.header_read_timeout(Duration::from(timeouts.header_read))
         .max_headers(limits.max_headers as usize)
         .max_buf_size(limits.max_header_bytes.max(8_192) as usize)
+        // One piece of a head and a short body costs the system less than two.
+        .writev(false)
         .half_close(false);
     let room = Arc::new(Semaphore::new(limits.max_connections as usize));
     let stall = Duration::from(timeouts.idle);
@@ -122,7 +124,7 @@ where
 }
 
 async fn connection<F, Fut>(
-    http: http1::Builder,
+    mut http: http1::Builder,
     socket: ClientSocket<TcpStream>,
     handler: F,
     shutdown: CancellationToken,
@@ -132,6 +134,7 @@ async fn connection<F, Fut>(
     Fut: Future<Output = Reply> + Send + 'static,
 {
     let service = service_fn(move |request| handler(request).map(Ok::<_, Infallible>));
+    http.timer(LazyTimer::default());
     let mut served = http.serve_connection(TokioIo::new(socket), service);
     // Looked at only when it is woken; a cancellation future by itself takes two locks, shared by all connections,
     // whenever a byte arrives.

@@ -3,26 +3,31 @@
 //! A connection is driven by the task that uses it, not by one of its own: what the engine sends is read and passed on
 //! in one wake-up, pieces that arrive together leave together, and dropping the answer closes the socket, which is
 //! how engines learn that nobody waits any more. An idle connection is looked at when it is taken and when
-//! [`Upstream::sweep`] runs.
+//! [`Upstream::sweep`] runs. Heads and chunks are read by pure code ([`answer`], [`chunked`]); why not by a client
+//! library: `docs/decisions/0005-own-http-client.md`.
 
+pub mod answer;
 mod body;
+pub mod chunked;
 mod wire;
 
 use std::{
-    io,
+    fmt,
+    io::{self, Write as _},
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header, uri::PathAndQuery};
-use http_body_util::Full;
-use hyper::body::Incoming;
+use http::{HeaderName, HeaderValue, Method, Response};
 use tokio::{net::TcpStream, time::Instant};
 
 pub use self::body::UpstreamBody;
-use self::wire::Wire;
+use self::{
+    answer::{Head, Malformed},
+    wire::Wire,
+};
 
 /// Idle connections kept per endpoint.
 const MAX_IDLE: usize = 1_024;
@@ -39,26 +44,33 @@ pub enum UpstreamError {
         #[source]
         source: io::Error,
     },
-    /// The connection ended before the answer's head.
+    /// The connection ended before any byte of an answer.
     #[error("the connection was closed before an answer came")]
     Closed {
         /// The cause, when there is more than an end of file.
         #[source]
-        source: Option<hyper::Error>,
+        source: Option<io::Error>,
+    },
+    /// The connection ended inside the answer's head.
+    #[error("the connection was closed inside the answer's head")]
+    HeadCut {
+        /// The cause, when there is more than an end of file.
+        #[source]
+        source: Option<io::Error>,
     },
     /// What came is not HTTP.
     #[error("the answer is not valid HTTP")]
     Protocol {
         /// The cause.
         #[source]
-        source: hyper::Error,
+        source: Malformed,
     },
     /// The connection ended inside the answer's body.
     #[error("the answer was cut short")]
     Cut {
-        /// The cause.
+        /// The cause, when there is more than an end of file.
         #[source]
-        source: hyper::Error,
+        source: Option<io::Error>,
     },
 }
 
@@ -70,17 +82,80 @@ impl UpstreamError {
     }
 }
 
-/// A request for an endpoint. `Host` and framing are set when it is sent.
-#[derive(Debug, Clone)]
+/// A request for an endpoint, in the bytes that are sent: they are made once, and wait, be it in a queue for long, as
+/// one piece of memory. `Host` and framing are added when it is sent.
+#[derive(Clone)]
 pub struct Outgoing {
-    /// Method.
-    pub method: Method,
-    /// Path and query as the client sent them, without `/pools/NAME`.
-    pub target: PathAndQuery,
-    /// Headers, filtered by [`super::headers::for_upstream`].
-    pub headers: HeaderMap,
-    /// The body.
-    pub body: Bytes,
+    /// Request line and headers, each with its line end.
+    head: Vec<u8>,
+    /// Headers that differ from one attempt to the next, likewise.
+    of_attempt: Vec<u8>,
+    /// The method expects a length, be it 0.
+    always_framed: bool,
+    body: Bytes,
+}
+
+impl Outgoing {
+    /// A request for `target` (path and query as the client sent them, without `/pools/NAME`).
+    #[must_use]
+    pub fn new<'h>(
+        method: &Method,
+        target: &str,
+        headers: impl IntoIterator<Item = (&'h HeaderName, &'h HeaderValue)>,
+        body: Bytes,
+    ) -> Self {
+        let mut head = Vec::with_capacity(512);
+        for part in [method.as_str(), " ", target, " HTTP/1.1\r\n"] {
+            head.extend_from_slice(part.as_bytes());
+        }
+        for (name, value) in headers {
+            write_header(&mut head, name.as_str(), value);
+        }
+        Self {
+            head,
+            of_attempt: Vec::new(),
+            always_framed: *method == Method::POST,
+            body,
+        }
+    }
+
+    /// Replaces the headers of the last attempt.
+    pub fn set_of_attempt<'h>(&mut self, headers: impl IntoIterator<Item = (&'static str, &'h HeaderValue)>) {
+        self.of_attempt.clear();
+        for (name, value) in headers {
+            write_header(&mut self.of_attempt, name, value);
+        }
+    }
+
+    /// Everything before the body.
+    fn write_head(&self, to: &mut Vec<u8>, host: &HeaderValue) {
+        to.extend_from_slice(&self.head);
+        to.extend_from_slice(&self.of_attempt);
+        write_header(to, "host", host);
+        if self.always_framed || !self.body.is_empty() {
+            // Writing to a vector does not fail.
+            let _ = write!(to, "content-length: {}\r\n", self.body.len());
+        }
+        to.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Headers may carry keys and prompts.
+impl fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outgoing")
+            .field("head_bytes", &self.head.len())
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// One header line. Neither name nor value can hold a line's end.
+fn write_header(to: &mut Vec<u8>, name: &str, value: &HeaderValue) {
+    to.extend_from_slice(name.as_bytes());
+    to.extend_from_slice(b": ");
+    to.extend_from_slice(value.as_bytes());
+    to.extend_from_slice(b"\r\n");
 }
 
 /// How connections to an endpoint are made and kept.
@@ -110,7 +185,7 @@ enum Address {
 
 #[derive(Debug)]
 struct Idle {
-    /// Boxed: it is about a kilobyte, and moves with every request.
+    /// Boxed: it moves with every request.
     wire: Box<Wire>,
     since: Instant,
 }
@@ -139,15 +214,15 @@ impl Upstream {
         outgoing: &Outgoing,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
         if let Some(mut wire) = self.take_idle() {
-            match wire.exchange(self.request(outgoing)).await {
-                Ok(response) => return Ok(self.attach(response, wire)),
+            match wire.exchange(outgoing, &self.host).await {
+                Ok(head) => return Ok(self.attach(head, wire)),
                 Err(UpstreamError::Closed { .. }) => {}
                 Err(other) => return Err(other),
             }
         }
         let mut wire = self.connect().await?;
-        let response = wire.exchange(self.request(outgoing)).await?;
-        Ok(self.attach(response, wire))
+        let head = wire.exchange(outgoing, &self.host).await?;
+        Ok(self.attach(head, wire))
     }
 
     /// Closes connections that have been idle for too long, or that the endpoint closed.
@@ -156,9 +231,7 @@ impl Upstream {
         self.idle
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .retain_mut(|idle| {
-                now.duration_since(idle.since) < self.settings.idle_age && idle.wire.is_usable()
-            });
+            .retain(|idle| now.duration_since(idle.since) < self.settings.idle_age && idle.wire.is_quiet());
     }
 
     /// Idle connections kept now.
@@ -170,17 +243,18 @@ impl Upstream {
     fn take_idle(&self) -> Option<Box<Wire>> {
         let now = now();
         loop {
-            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
-            if now.duration_since(idle.since) < self.settings.idle_age && idle.wire.is_usable() {
+            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+            if now.duration_since(idle.since) < self.settings.idle_age && idle.wire.is_quiet() {
                 return Some(idle.wire);
             }
         }
     }
 
     fn put_idle(&self, mut wire: Box<Wire>) {
-        if !wire.rest() {
+        if !wire.is_quiet() {
             return;
         }
+        wire.rest();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < MAX_IDLE {
             idle.push(Idle { wire, since: now() });
@@ -203,7 +277,7 @@ impl Upstream {
         stream
             .set_nodelay(true)
             .map_err(|source| self.connect_error(source))?;
-        Wire::begin(stream).await.map(Box::new)
+        Ok(Box::new(Wire::new(stream)))
     }
 
     fn connect_error(&self, source: io::Error) -> UpstreamError {
@@ -214,18 +288,14 @@ impl Upstream {
         UpstreamError::Connect { address, source }
     }
 
-    fn request(&self, outgoing: &Outgoing) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(outgoing.body.clone()));
-        *request.method_mut() = outgoing.method.clone();
-        *request.uri_mut() = http::Uri::from(outgoing.target.clone());
-        *request.headers_mut() = outgoing.headers.clone();
-        request.headers_mut().insert(header::HOST, self.host.clone());
-        request
-    }
-
-    fn attach(self: &Arc<Self>, response: Response<Incoming>, wire: Box<Wire>) -> Response<UpstreamBody> {
-        let upstream = Arc::clone(self);
-        response.map(|incoming| UpstreamBody::new(incoming, wire, upstream))
+    fn attach(self: &Arc<Self>, head: Head, wire: Box<Wire>) -> Response<UpstreamBody> {
+        let Head {
+            parts,
+            framing,
+            keeps,
+        } = head;
+        let body = UpstreamBody::new(framing, keeps, wire, Arc::clone(self));
+        Response::from_parts(parts, body)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, Method, Request, header, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header, uri::PathAndQuery};
 use hyper::body::Incoming;
 use weir_wire::{WorkflowKey, config::Limits, headers as names};
 
@@ -26,6 +26,7 @@ use crate::{
     },
 };
 
+static REQUEST_ID: HeaderName = HeaderName::from_static(names::REQUEST_ID);
 /// Longest silence inside an answer. The gateway's own limit is shorter; this one ends what nobody watches.
 const SILENCE: Duration = Duration::from_secs(3600);
 
@@ -101,12 +102,8 @@ impl Passage {
             _place: place,
             _presence: presence,
         }));
-        let outgoing = Outgoing {
-            method: head.method,
-            target,
-            headers: engine_headers(&head.headers),
-            body: received.bytes,
-        };
+        let headers = engine_headers(&head.headers);
+        let outgoing = Outgoing::new(&head.method, target.as_str(), headers, received.bytes);
         self.exchange(&outgoing, shape, lease).await
     }
 
@@ -140,10 +137,7 @@ impl Passage {
                 return Err(Refusal::EngineFailed);
             }
         };
-        let kind = head
-            .headers
-            .get(header::CONTENT_TYPE)
-            .map(http::HeaderValue::as_bytes);
+        let kind = head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
         let expected = Expected {
             status: head.status.as_u16(),
             events: kind.is_some_and(|kind| kind.starts_with(b"text/event-stream")),
@@ -194,12 +188,9 @@ fn workflow_key(headers: &HeaderMap) -> Option<WorkflowKey> {
 }
 
 /// All of Weir's own headers stay here; the attempt's request id goes on to the engine.
-fn engine_headers(from: &HeaderMap) -> HeaderMap {
-    let mut to = headers::for_upstream(from);
-    if let Some(id) = from.get(names::REQUEST_ID) {
-        to.insert(names::REQUEST_ID, id.clone());
-    }
-    to
+fn engine_headers(from: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+    let id = from.get(&REQUEST_ID).map(|id| (&REQUEST_ID, id));
+    headers::for_upstream(from).chain(id)
 }
 
 #[cfg(test)]
@@ -249,9 +240,9 @@ mod tests {
         from.insert(names::WORKFLOW_KEY, key.to_string().parse().unwrap());
         from.insert(names::REQUEST_ID, "r-1".parse().unwrap());
         from.insert(header::AUTHORIZATION, "Bearer k".parse().unwrap());
-        let to = engine_headers(&from);
+        let to: Vec<_> = engine_headers(&from).collect();
         assert_eq!(to.len(), 2);
-        assert_eq!(to[names::REQUEST_ID], "r-1");
+        assert_eq!(to[1], (&REQUEST_ID, &HeaderValue::from_static("r-1")));
         assert_eq!(workflow_key(&from), Some(key));
         from.insert(names::WORKFLOW_KEY, "nonsense".parse().unwrap());
         assert_eq!(workflow_key(&from), None);

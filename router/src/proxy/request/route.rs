@@ -68,7 +68,7 @@ pub struct Route {
     /// What is wanted.
     pub target: Target,
     /// Path and query for the engine; a copy, which does not keep the connection's read buffer alive.
-    pub path: PathAndQuery,
+    pub path: String,
 }
 
 impl Route {
@@ -85,8 +85,9 @@ impl Route {
                 (Some(name.to_owned()), &rest[name.len()..])
             }
         };
-        let path = PathAndQuery::try_from(inner).map_err(|_| Refusal::UnknownPath)?;
-        let (target, allowed) = match path.path() {
+        // A part of a valid path and query that begins with a slash is one.
+        let only_path = inner.split_once('?').map_or(inner, |(path, _)| path);
+        let (target, allowed) = match only_path {
             "/v1/chat/completions" => (Target::Forward(Api::Chat), Method::POST),
             "/v1/completions" => (Target::Forward(Api::Completions), Method::POST),
             "/v1/responses" => (Target::Forward(Api::Responses), Method::POST),
@@ -103,6 +104,7 @@ impl Route {
         if *method != allowed {
             return Err(Refusal::MethodNotAllowed { allow: allowed });
         }
+        let path = inner.to_owned();
         Ok(Self { pool, target, path })
     }
 }
@@ -141,7 +143,7 @@ mod tests {
             let route = find(&Method::POST, path).unwrap();
             assert_eq!(route.pool.as_deref(), pool);
             assert_eq!(route.target, Target::Forward(api));
-            assert_eq!(route.path.as_str(), inner);
+            assert_eq!(route.path, inner);
         };
         check("/v1/chat/completions", None, Api::Chat, "/v1/chat/completions");
         check(

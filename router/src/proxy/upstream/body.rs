@@ -2,45 +2,37 @@
 
 use std::{
     future::poll_fn,
-    pin::Pin,
+    io,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
-use bytes::{Bytes, BytesMut};
-use http_body::Body as _;
-use hyper::body::Incoming;
+use bytes::{Buf as _, Bytes};
 
-use super::{
-    Upstream, UpstreamError,
-    wire::{MAX_TURNS, Wire},
-};
+use super::{Upstream, UpstreamError, answer::Framing, wire::Wire};
 
-/// Bytes gathered into one piece at most.
-const MAX_GATHERED_BYTES: usize = 64 << 10;
-
-/// The body of an answer, with the connection it comes from. Dropped before its end, it closes the connection.
+/// The body of an answer, with the connection it comes from. Dropped before its end, it closes the connection, which is
+/// how engines learn that nobody waits any more.
 #[derive(Debug)]
 pub struct UpstreamBody {
-    incoming: Incoming,
+    framing: Framing,
+    /// The connection goes back to `upstream` at the end.
+    keeps: bool,
     wire: Option<Box<Wire>>,
     upstream: Arc<Upstream>,
-    ended: bool,
-    failed: Option<hyper::Error>,
 }
 
 impl UpstreamBody {
-    /// The body that comes from `wire`, which goes back to `upstream` at its end.
-    pub(super) fn new(incoming: Incoming, wire: Box<Wire>, upstream: Arc<Upstream>) -> Self {
+    /// The body that comes from `wire`, framed so.
+    pub(super) fn new(framing: Framing, keeps: bool, wire: Box<Wire>, upstream: Arc<Upstream>) -> Self {
         let mut body = Self {
-            ended: incoming.is_end_stream(),
-            incoming,
+            framing,
+            keeps,
             wire: Some(wire),
             upstream,
-            failed: None,
         };
-        if body.ended {
-            body.give_back();
+        if body.framing == Framing::Length(0) {
+            body.end();
         }
         body
     }
@@ -48,69 +40,25 @@ impl UpstreamBody {
     /// All of the body was taken.
     #[must_use]
     pub fn is_end(&self) -> bool {
-        self.ended
+        self.wire.is_none()
     }
 
     /// The next bytes: everything that is there, in one piece of at most about 64 KiB. Trailers are dropped.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, UpstreamError>>> {
-        if let Some(source) = self.failed.take() {
-            self.ended = true;
-            return Poll::Ready(Some(Err(UpstreamError::Cut { source })));
-        }
-        for _ in 0..MAX_TURNS {
-            if let Some(wire) = &self.wire {
-                wire.begin_turn(cx);
+        loop {
+            if let Some(bytes) = self.take().transpose() {
+                return Poll::Ready(Some(bytes));
             }
-            let gathered = self.gather();
-            let again = self.wire.as_ref().is_some_and(|wire| wire.end_turn());
-            match gathered {
-                Err(source) => return Poll::Ready(Some(Err(UpstreamError::Cut { source }))),
-                Ok(Some(bytes)) => return Poll::Ready(Some(Ok(bytes))),
-                Ok(None) if self.ended => return Poll::Ready(None),
-                Ok(None) if again => {}
-                Ok(None) => return Poll::Pending,
-            }
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    /// Everything that is there; `None` when nothing is.
-    fn gather(&mut self) -> Result<Option<Bytes>, hyper::Error> {
-        let mut gathered = Gathered::default();
-        let mut driven = false;
-        while !self.ended && gathered.len() < MAX_GATHERED_BYTES {
             let Some(wire) = &mut self.wire else {
-                break;
+                return Poll::Ready(None);
             };
-            match Pin::new(&mut self.incoming).poll_frame(&mut Context::from_waker(wire.waker())) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    driven = false;
-                    if let Ok(data) = frame.into_data() {
-                        gathered.push(data);
-                    }
-                    if self.incoming.is_end_stream() {
-                        self.end();
-                    }
-                }
-                Poll::Ready(Some(Err(source))) => {
-                    self.wire = None;
-                    if gathered.len() == 0 {
-                        self.ended = true;
-                        return Err(source);
-                    }
-                    self.failed = Some(source);
-                    break;
-                }
-                Poll::Ready(None) => self.end(),
-                Poll::Pending if driven => break,
-                Poll::Pending => {
-                    wire.drive();
-                    driven = true;
-                }
+            match ready!(wire.poll_receive(cx)) {
+                Ok(0) if self.framing == Framing::Close => self.end(),
+                Ok(0) => return Poll::Ready(Some(Err(self.cut(None)))),
+                Ok(_) => {}
+                Err(source) => return Poll::Ready(Some(Err(self.cut(Some(source))))),
             }
         }
-        Ok(gathered.into_bytes())
     }
 
     /// The next bytes, as a future.
@@ -118,48 +66,53 @@ impl UpstreamBody {
         poll_fn(|cx| self.poll_data(cx)).await
     }
 
-    fn end(&mut self) {
-        self.ended = true;
-        self.give_back();
+    /// Whatever of the body has been received; `None` when that is nothing.
+    fn take(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+        let Some(wire) = &mut self.wire else {
+            return Ok(None);
+        };
+        let received = &mut wire.received;
+        if received.is_empty() {
+            return Ok(None);
+        }
+        let (bytes, ended) = match &mut self.framing {
+            Framing::Close => {
+                let bytes = Bytes::copy_from_slice(received);
+                received.clear();
+                (bytes, false)
+            }
+            Framing::Length(left) => {
+                let here = usize::try_from(*left).unwrap_or(usize::MAX).min(received.len());
+                let bytes = Bytes::copy_from_slice(&received[..here]);
+                received.advance(here);
+                *left -= here as u64;
+                (bytes, *left == 0)
+            }
+            Framing::Chunked(chunked) => {
+                let mut bytes = Vec::with_capacity(received.len());
+                if let Err(source) = chunked.decode(received, &mut bytes) {
+                    self.wire = None;
+                    return Err(UpstreamError::Protocol { source });
+                }
+                (Bytes::from(bytes), chunked.is_done())
+            }
+        };
+        if ended {
+            self.end();
+        }
+        Ok((!bytes.is_empty()).then_some(bytes))
     }
 
-    fn give_back(&mut self) {
-        if let Some(wire) = self.wire.take() {
+    fn cut(&mut self, source: Option<io::Error>) -> UpstreamError {
+        self.wire = None;
+        UpstreamError::Cut { source }
+    }
+
+    fn end(&mut self) {
+        if let Some(wire) = self.wire.take()
+            && self.keeps
+        {
             self.upstream.put_idle(wire);
         }
-    }
-}
-
-/// Pieces of a body that arrived together. A single one is passed on without a copy.
-#[derive(Default)]
-struct Gathered {
-    one: Option<Bytes>,
-    many: BytesMut,
-}
-
-impl Gathered {
-    fn len(&self) -> usize {
-        self.one.as_ref().map_or(self.many.len(), Bytes::len)
-    }
-
-    fn push(&mut self, data: Bytes) {
-        if data.is_empty() {
-            return;
-        }
-        if let Some(first) = self.one.take() {
-            self.many
-                .reserve((first.len() + data.len()).next_power_of_two().max(4_096));
-            self.many.extend_from_slice(&first);
-            self.many.extend_from_slice(&data);
-        } else if self.many.is_empty() {
-            self.one = Some(data);
-        } else {
-            self.many.extend_from_slice(&data);
-        }
-    }
-
-    fn into_bytes(self) -> Option<Bytes> {
-        self.one
-            .or_else(|| (!self.many.is_empty()).then(|| self.many.freeze()))
     }
 }

@@ -1,170 +1,142 @@
-//! One HTTP/1 connection to an endpoint, driven by the task that uses it.
+//! One HTTP/1.1 connection to an endpoint, driven by the task that uses it.
 
 use std::{
-    future::poll_fn,
-    pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll, Wake, Waker},
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
-use futures::task::AtomicWaker;
-use http::{Request, Response};
-use http_body_util::Full;
-use hyper::{
-    body::Incoming,
-    client::conn::http1::{self, Connection, SendRequest},
+use bytes::BytesMut;
+use http::HeaderValue;
+use tokio::{io::AsyncWrite as _, net::TcpStream};
+use tokio_util::io::poll_read_buf;
+
+use super::{
+    Outgoing, UpstreamError,
+    answer::{Head, take_head},
 };
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
-use super::UpstreamError;
+/// Room made for a read, at first.
+const FIRST_READ_BYTES: usize = 8 << 10;
+/// A body up to this long is copied behind its head, which costs less than handing two pieces to the system.
+const MAX_COPIED_BYTES: usize = 16 << 10;
+/// Room made for a read of an endpoint that sends much at once.
+const MAX_READ_BYTES: usize = 64 << 10;
 
-/// Read buffer of one upstream connection at most.
-const MAX_READ_BUFFER_BYTES: usize = 256 << 10;
-/// Times a task drives a connection before it lets others run. A runtime that wants the task to yield says so by
-/// waking it, again and again.
-pub(super) const MAX_TURNS: usize = 4;
-/// Headers of an answer at most.
-const MAX_ANSWER_HEADERS: usize = 256;
-
-/// A connection and the handle to it.
+/// A connection.
 #[derive(Debug)]
 pub(super) struct Wire {
-    sender: SendRequest<Full<Bytes>>,
-    connection: Connection<TokioIo<TcpStream>, Full<Bytes>>,
-    done: bool,
-    relay: Arc<Relay>,
-    /// Wakes the relay.
-    waker: Waker,
+    stream: TcpStream,
+    /// What came and was not looked at yet. Empty between two requests.
+    pub(super) received: BytesMut,
+    /// Room to make before the next read.
+    room: usize,
+    /// The head being sent, with a short body behind it.
+    head: Vec<u8>,
 }
 
 impl Wire {
-    /// Speaks HTTP/1 on a fresh connection.
-    pub(super) async fn begin(stream: TcpStream) -> Result<Self, UpstreamError> {
-        let (sender, connection) = http1::Builder::new()
-            .max_buf_size(MAX_READ_BUFFER_BYTES)
-            .max_headers(MAX_ANSWER_HEADERS)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|source| UpstreamError::Closed { source: Some(source) })?;
-        let relay = Arc::<Relay>::default();
-        Ok(Self {
-            sender,
-            connection,
-            done: false,
-            waker: Waker::from(Arc::clone(&relay)),
-            relay,
-        })
-    }
-
-    /// No task waits for it any more. True: it can be used again, now or as soon as it has been driven.
-    pub(super) fn rest(&mut self) -> bool {
-        self.drive();
-        self.relay.task.take();
-        !self.done && !self.sender.is_closed()
-    }
-
-    /// A task begins to drive it; see [`Relay`].
-    pub(super) fn begin_turn(&self, cx: &Context<'_>) {
-        self.relay.begin(cx);
-    }
-
-    /// The task is about to wait. True: it must drive once more instead.
-    pub(super) fn end_turn(&self) -> bool {
-        self.relay.end()
-    }
-
-    /// Wakes whoever drives it.
-    pub(super) fn waker(&self) -> &Waker {
-        &self.waker
-    }
-
-    /// Reads and writes what can be read and written now.
-    pub(super) fn drive(&mut self) {
-        if !self.done {
-            self.relay.again.store(false, Ordering::SeqCst);
-            let mut cx = Context::from_waker(&self.waker);
-            self.done = Pin::new(&mut self.connection).poll(&mut cx).is_ready();
+    /// Speaks HTTP/1.1 on a fresh connection.
+    pub(super) fn new(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            received: BytesMut::new(),
+            room: FIRST_READ_BYTES,
+            head: Vec::new(),
         }
     }
 
-    /// Whether it is alive and takes a request now.
-    pub(super) fn is_usable(&mut self) -> bool {
-        self.drive();
-        !self.done && self.sender.is_ready()
+    /// Nothing came since the last answer ended, not even the connection's end.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.received.is_empty()
+            && matches!(self.stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
+    /// Gives back memory that an idle connection does not need.
+    pub(super) fn rest(&mut self) {
+        if self.room > FIRST_READ_BYTES || self.head.capacity() > MAX_COPIED_BYTES + FIRST_READ_BYTES {
+            self.room = FIRST_READ_BYTES;
+            self.received = BytesMut::new();
+            self.head = Vec::new();
+        }
+    }
+
+    /// Reads what can be read now. `Ok(0)`: the endpoint has closed.
+    pub(super) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.received.reserve(self.room);
+        let room = self.received.capacity() - self.received.len();
+        let count = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.received))?;
+        if count == room {
+            self.room = (self.room * 2).min(MAX_READ_BYTES);
+        }
+        Poll::Ready(Ok(count))
+    }
+
+    /// Sends a request and waits for the head of its answer. An endpoint that answers before it has read the request
+    /// (413, say) is heard, and the connection not used again.
+    ///
+    /// # Errors
+    /// `Closed` without any byte of an answer; `Protocol`.
     pub(super) async fn exchange(
         &mut self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, UpstreamError> {
-        let mut answer = pin!(self.sender.send_request(request));
-        let result = poll_fn(|cx| {
-            for _ in 0..MAX_TURNS {
-                self.relay.begin(cx);
-                self.drive();
-                let polled = answer.as_mut().poll(&mut Context::from_waker(&self.waker));
-                let again = self.relay.end();
-                match polled {
-                    Poll::Ready(result) => return Poll::Ready(Some(result)),
-                    Poll::Pending if self.done => return Poll::Ready(None),
-                    Poll::Pending if again => {}
-                    Poll::Pending => return Poll::Pending,
-                }
+        outgoing: &Outgoing,
+        host: &HeaderValue,
+    ) -> Result<Head, UpstreamError> {
+        self.head.clear();
+        outgoing.write_head(&mut self.head, host);
+        let mut body = &outgoing.body[..];
+        if body.len() <= MAX_COPIED_BYTES {
+            self.head.extend_from_slice(body);
+            body = &[];
+        }
+        let mut sent = 0;
+        let mut broken = None;
+        std::future::poll_fn(|cx| {
+            if broken.is_none()
+                && let Poll::Ready(Err(error)) = self.poll_send(cx, body, &mut sent)
+            {
+                // What it said before it stopped listening may still be there.
+                broken = Some(error);
             }
-            cx.waker().wake_by_ref();
-            Poll::Pending
+            loop {
+                if let Some(mut head) =
+                    take_head(&mut self.received).map_err(|source| UpstreamError::Protocol { source })?
+                {
+                    head.keeps &= sent == self.head.len() + body.len();
+                    return Poll::Ready(Ok(head));
+                }
+                let received = ready!(self.poll_receive(cx));
+                let source = match received {
+                    Ok(0) => broken.take(),
+                    Ok(_) => continue,
+                    Err(error) => Some(error),
+                };
+                return Poll::Ready(Err(if self.received.is_empty() {
+                    UpstreamError::Closed { source }
+                } else {
+                    UpstreamError::HeadCut { source }
+                }));
+            }
         })
-        .await;
-        match result {
-            Some(Ok(response)) => Ok(response),
-            Some(Err(source)) if source.is_parse() => Err(UpstreamError::Protocol { source }),
-            Some(Err(source)) => Err(UpstreamError::Closed { source: Some(source) }),
-            None => Err(UpstreamError::Closed { source: None }),
+        .await
+    }
+
+    /// Sends the rest of head and body.
+    fn poll_send(&mut self, cx: &mut Context<'_>, body: &[u8], sent: &mut usize) -> Poll<io::Result<()>> {
+        while *sent < self.head.len() + body.len() {
+            let head = &self.head[(*sent).min(self.head.len())..];
+            let body = &body[sent.saturating_sub(self.head.len())..];
+            let stream = Pin::new(&mut self.stream);
+            let count = if body.is_empty() {
+                ready!(stream.poll_write(cx, head))?
+            } else {
+                ready!(stream.poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(body)]))?
+            };
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            *sent += count;
         }
-    }
-}
-
-/// Passes wake-ups of a connection on to the task that drives it, except those that the task causes itself while it
-/// drives: handing a piece over wakes the connection for the next one, which the same turn asks for anyway, and a
-/// wake-up of the own task would cost it a whole idle turn per piece.
-#[derive(Debug, Default)]
-struct Relay {
-    task: AtomicWaker,
-    driving: AtomicBool,
-    /// A wake-up came since the connection was last driven.
-    again: AtomicBool,
-}
-
-impl Relay {
-    /// The task begins to drive: wake-ups are noted, not passed on.
-    fn begin(&self, cx: &Context<'_>) {
-        self.task.register(cx.waker());
-        self.driving.store(true, Ordering::SeqCst);
-    }
-
-    /// The task is about to wait. True: a wake-up was noted, so it must drive once more instead.
-    fn end(&self) -> bool {
-        // In one total order with `wake_by_ref`, so that a wake-up from another thread is either noted here or sees
-        // that the task no longer drives.
-        self.driving.store(false, Ordering::SeqCst);
-        self.again.swap(false, Ordering::SeqCst)
-    }
-}
-
-impl Wake for Relay {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.again.store(true, Ordering::SeqCst);
-        if !self.driving.load(Ordering::SeqCst) {
-            self.task.wake();
-        }
+        Poll::Ready(Ok(()))
     }
 }
