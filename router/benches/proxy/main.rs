@@ -1,4 +1,5 @@
-//! What the gateway costs on one core, beside nginx as a plain proxy and a direct connection, in one run:
+//! What the gateway costs on one core, beside nginx as a plain proxy, nginx tuned for this, and a direct connection, in
+//! one run:
 //! `cargo bench -p weir-router --bench proxy` (`make bench-proxy`) → `target/bench/proxy.json` and a table.
 //!
 //! Core 0 runs the proxy under test, core 1 the stub engine and the client (wrk; both are needed for every row, so that
@@ -21,7 +22,7 @@ use std::{env, fs, path::PathBuf, time::Duration};
 use anyhow::Context as _;
 use serde::Serialize;
 
-use systems::{Direct, Nginx, System, Weir};
+use systems::{Direct, Nginx, System, Tuning, Weir};
 use wrk::Load;
 
 /// Rounds of each measurement; the median counts.
@@ -53,11 +54,14 @@ struct Report {
     machine: String,
     connections: u32,
     rows: Vec<Row>,
+    /// Against nginx as Debian ships it.
     ratios: Ratios,
+    /// Against nginx with connections kept alive and no log.
+    ratios_keepalive: Ratios,
     held: held::Held,
 }
 
-/// Weir against nginx, and against a direct connection.
+/// Weir against one nginx, and against a direct connection.
 #[derive(Debug, Serialize)]
 struct Ratios {
     json_rps: f64,
@@ -77,12 +81,13 @@ fn main() -> anyhow::Result<()> {
     }
     let scratch = tempdir()?;
     let engine = systems::start_stub(&scratch)?;
-    let systems: [Box<dyn System>; 3] = [
+    let systems: [Box<dyn System>; 4] = [
         Box::new(Direct::new(&engine)),
-        Box::new(Nginx::start(&scratch, &engine)?),
+        Box::new(Nginx::start(&scratch, &engine, Tuning::Plain)?),
+        Box::new(Nginx::start(&scratch, &engine, Tuning::KeepAlive)?),
         Box::new(Weir::start(&scratch, &engine)?),
     ];
-    let mut rows: Vec<Vec<Row>> = vec![Vec::new(), Vec::new(), Vec::new()];
+    let mut rows: Vec<Vec<Row>> = vec![Vec::new(), Vec::new(), Vec::new(), Vec::new()];
     for round in 0..ROUNDS {
         for (system, rows) in systems.iter().zip(&mut rows) {
             progress(&format!("round {} of {ROUNDS}: {}", round + 1, system.name()));
@@ -93,11 +98,15 @@ fn main() -> anyhow::Result<()> {
     let rows: Vec<Row> = rows.iter().map(|rows| median_row(rows)).collect();
     progress("10,000 held requests");
     let held = held::measure(&scratch)?;
+    let [direct, nginx, keepalive, weir] = &rows[..] else {
+        unreachable!("four systems are measured")
+    };
     let report = Report {
         command: "cargo bench -p weir-router --bench proxy",
         machine: machine(),
         connections: CONNECTIONS,
-        ratios: ratios(&rows),
+        ratios: ratios(direct, nginx, weir),
+        ratios_keepalive: ratios(direct, keepalive, weir),
         rows,
         held,
     };
@@ -169,10 +178,7 @@ fn median_row(rows: &[Row]) -> Row {
     }
 }
 
-fn ratios(rows: &[Row]) -> Ratios {
-    let [direct, nginx, weir] = rows else {
-        unreachable!("three systems are measured")
-    };
+fn ratios(direct: &Row, nginx: &Row, weir: &Row) -> Ratios {
     let cpu = |row: &Row| row.sse_spaced_cpu_us_per_stream.unwrap_or(f64::NAN);
     let share =
         |pick: fn(&Row) -> Option<f64>| pick(nginx).unwrap_or(f64::NAN) / pick(weir).unwrap_or(f64::NAN);
@@ -188,7 +194,7 @@ fn ratios(rows: &[Row]) -> Ratios {
 
 fn print(report: &Report) {
     println!(
-        "{:8} {:>9} {:>11} {:>13} {:>14} {:>15} {:>8} {:>8} {:>7}",
+        "{:15} {:>9} {:>11} {:>13} {:>14} {:>15} {:>8} {:>8} {:>7}",
         "system",
         "json/s",
         "µs CPU/json",
@@ -202,7 +208,7 @@ fn print(report: &Report) {
     let maybe = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.1}"));
     for row in &report.rows {
         println!(
-            "{:8} {:>9.0} {:>11} {:>13.0} {:>14} {:>15} {:>8.3} {:>8.3} {:>7}",
+            "{:15} {:>9.0} {:>11} {:>13.0} {:>14} {:>15} {:>8.3} {:>8.3} {:>7}",
             row.system,
             row.json_rps,
             maybe(row.json_cpu_us),
@@ -215,6 +221,7 @@ fn print(report: &Report) {
         );
     }
     println!("weir/nginx: {:?}", report.ratios);
+    println!("weir/nginx-keepalive: {:?}", report.ratios_keepalive);
     println!("held: {:?}\n{}", report.held, report.machine);
 }
 

@@ -1,4 +1,5 @@
-//! What is measured: a direct connection, nginx, and the gateway, each as its own process on core 0.
+//! What is measured: a direct connection, nginx in two configurations, and the gateway, each proxy as its own process on
+//! core 0.
 
 use std::{
     fs,
@@ -141,31 +142,62 @@ impl System for Direct {
     }
 }
 
-/// Debian's nginx, one worker, connections kept alive, no logs; streams are not buffered.
+/// Debian's nginx with one worker; streams are not buffered.
 pub(super) struct Nginx {
+    name: &'static str,
     process: Process,
     address: String,
 }
 
+/// How nginx is configured.
+#[derive(Clone, Copy)]
+pub(super) enum Tuning {
+    /// As Debian ships it (log of accesses, compression of HTML, a new connection to the engine per request), with a
+    /// `proxy_pass`.
+    Plain,
+    /// For this measurement: connections to the engine are kept, nothing is logged or compressed.
+    KeepAlive,
+}
+
 impl Nginx {
-    pub(super) fn start(scratch: &Path, stub: &Stub) -> anyhow::Result<Self> {
+    pub(super) fn start(scratch: &Path, stub: &Stub, tuning: Tuning) -> anyhow::Result<Self> {
         let address = format!("127.0.0.1:{}", free_port()?);
         let engine = &stub.address;
-        let dir = scratch.display();
-        let config = scratch.join("nginx.conf");
+        let (name, settings, target) = match tuning {
+            Tuning::Plain => (
+                "nginx",
+                format!(
+                    "sendfile on; tcp_nopush on; gzip on; keepalive_requests 100000000; access_log {}/access.log;",
+                    scratch.display()
+                ),
+                engine.as_str(),
+            ),
+            Tuning::KeepAlive => (
+                "nginx-keepalive",
+                format!(
+                    "access_log off; keepalive_requests 100000000;\n\
+                     upstream e {{ server {engine}; keepalive 128; keepalive_requests 100000000; }}"
+                ),
+                "e",
+            ),
+        };
+        let dir = scratch.join(name);
+        fs::create_dir_all(&dir)?;
+        let dir = dir.display();
+        let config = scratch.join(format!("{name}.conf"));
         fs::write(
             &config,
             format!(
                 "daemon off; worker_processes 1; pid {dir}/nginx.pid; error_log {dir}/nginx.log;\n\
                  events {{ worker_connections 4096; }}\n\
-                 http {{ access_log off; keepalive_requests 100000000; client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;\n\
-                 upstream e {{ server {engine}; keepalive 128; keepalive_requests 100000000; }}\n\
-                 server {{ listen {address}; location / {{ proxy_pass http://e; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_buffering off; }} }} }}\n"
+                 http {{ {settings} client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;\n\
+                 server {{ listen {address}; location / {{ proxy_pass http://{target}; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_buffering off; }} }} }}\n"
             ),
         )?;
         let mut command = pinned(0, "nginx");
         command.arg("-c").arg(&config).stderr(Stdio::null());
         Ok(Self {
+            name,
             process: Process::start(&mut command, &address)?,
             address,
         })
@@ -174,7 +206,7 @@ impl Nginx {
 
 impl System for Nginx {
     fn name(&self) -> &'static str {
-        "nginx"
+        self.name
     }
 
     fn address(&self) -> &str {
