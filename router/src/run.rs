@@ -221,23 +221,20 @@ async fn traffic_port(
         }
         () = stop.cancelled() => return Ok(()),
     }
-    let view = pools.view();
-    let (limits, timeouts) = (&view.config.limits, &view.config.timeouts);
     let last_call = CancellationToken::new();
     let gateway = Gateway::new(Arc::clone(pools), Arc::clone(&metrics), seed, last_call.clone());
     let port = Traffic {
         listener: listen(address).await?,
-        limits,
-        timeouts,
+        bounds: pools.bounds(),
         metrics: &metrics,
     };
-    tracing::info!(address = %address, pools = view.pools.len(), "gateway serves");
+    tracing::info!(address = %address, pools = pools.list().len(), "gateway serves");
     let handler = move |request| Arc::clone(&gateway).answer(request);
-    let drain = Duration::from(timeouts.drain).mul_f64(LAST_CALL);
     let stopping = stop.clone();
     let closing = Arc::clone(pools);
     let refuse_late = async move {
         stopping.cancelled().await;
+        let drain = Duration::from(closing.view().config.timeouts.drain).mul_f64(LAST_CALL);
         tokio::time::sleep(drain).await;
         last_call.cancel();
         closing.close();

@@ -18,7 +18,10 @@ use super::{
     policy::Policy,
     scheduler::{PoolHandle, PoolStart},
 };
-use crate::{metrics::Metrics, proxy::respond::Refusal};
+use crate::{
+    metrics::Metrics,
+    proxy::{respond::Refusal, server::Bounds},
+};
 
 /// Dispatches to an endpoint that has just become ready, until its first answer begins.
 const FIRST_BATCH: u32 = 8;
@@ -27,6 +30,7 @@ const FIRST_BATCH: u32 = 8;
 pub struct Pools {
     view: ArcSwap<View>,
     version: watch::Sender<u64>,
+    bounds: watch::Sender<Bounds>,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
     broken: CancellationToken,
@@ -132,6 +136,7 @@ impl Pools {
         Arc::new(Self {
             view: ArcSwap::from_pointee(View::empty()),
             version: watch::Sender::new(0),
+            bounds: watch::Sender::default(),
             metrics,
             tasks: TaskTracker::new(),
             broken,
@@ -147,7 +152,7 @@ impl Pools {
 
     /// Puts a validated configuration in force; false when it equals the one in force. Pools keep their queue, their
     /// endpoints and what is in flight as long as name and UID stay; the waiting requests of a pool that is gone are
-    /// refused. Limits of connections and headers, and timeouts of connections, hold from the next start.
+    /// refused. Limits and timeouts of connections hold for those made from then on.
     ///
     /// # Errors
     /// [`ConfigError`] when it is not valid; nothing changes then.
@@ -174,7 +179,16 @@ impl Pools {
                 entry.handle.close();
             }
         }
+        let bounds = Bounds {
+            limits: new.config.limits.clone(),
+            timeouts: new.config.timeouts.clone(),
+        };
         self.view.store(Arc::new(new));
+        self.bounds.send_if_modified(|current| {
+            let differs = *current != bounds;
+            *current = bounds;
+            differs
+        });
         self.version.send_modify(|version| *version += 1);
         Ok(true)
     }
@@ -189,6 +203,7 @@ impl Pools {
                 if self::settings(&entry.config, &entry.policy) != settings {
                     entry.handle.notify(Event::Settings(settings));
                 }
+                entry.handle.set_connect(connect);
                 entry.handle.clone()
             }
             None => self.start(pool, settings, connect),
@@ -244,6 +259,12 @@ impl Pools {
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
+    }
+
+    /// What bounds the traffic port; the defaults before the first configuration.
+    #[must_use]
+    pub fn bounds(&self) -> watch::Receiver<Bounds> {
+        self.bounds.subscribe()
     }
 
     /// Refuses everything that waits and everything that still comes; for the end of the process.

@@ -133,7 +133,7 @@ struct Inner {
     requests: AtomicU64,
     endpoints: Mutex<HashMap<String, (EndpointId, EndpointInfo)>>,
     next_endpoint: AtomicU32,
-    connect: Duration,
+    connect: Mutex<Duration>,
 }
 
 /// What a pool's task needs to begin.
@@ -169,7 +169,7 @@ impl PoolHandle {
             requests: AtomicU64::new(0),
             endpoints: Mutex::default(),
             next_endpoint: AtomicU32::new(0),
-            connect: start.connect,
+            connect: Mutex::new(start.connect),
         }));
         (handle, driver.run(receiver))
     }
@@ -262,20 +262,40 @@ impl PoolHandle {
             self.send(Command::RemoveEndpoint(*id));
         }
         let id = EndpointId(self.0.next_endpoint.fetch_add(1, Ordering::Relaxed));
+        self.send(Command::SetEndpoint(Arc::new(self.endpoint(id, &info))));
+        endpoints.insert(info.uid.clone(), (id, info));
+        id
+    }
+
+    fn endpoint(&self, id: EndpointId, info: &EndpointInfo) -> Endpoint {
         let idle_age = if info.sidecar {
             SIDECAR_IDLE_AGE
         } else {
             ENGINE_IDLE_AGE
         };
-        let connect = self.0.connect;
-        self.send(Command::SetEndpoint(Arc::new(Endpoint {
+        let connect = *self.0.connect.lock().unwrap_or_else(PoisonError::into_inner);
+        Endpoint {
             id,
             label: HeaderValue::from_str(&info.name).unwrap_or(HeaderValue::from_static("unnamed")),
             upstream: Upstream::new(&info.address, UpstreamSettings { connect, idle_age }),
             info: info.clone(),
-        })));
-        endpoints.insert(info.uid.clone(), (id, info));
-        id
+        }
+    }
+
+    /// How long connecting to an endpoint may take, from the next request on. Requests on their way keep the limit
+    /// and the connection that they began with.
+    pub fn set_connect(&self, connect: Duration) {
+        let endpoints = self.0.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(
+            &mut *self.0.connect.lock().unwrap_or_else(PoisonError::into_inner),
+            connect,
+        );
+        if before == connect {
+            return;
+        }
+        for (id, info) in endpoints.values() {
+            self.send(Command::SetEndpoint(Arc::new(self.endpoint(*id, info))));
+        }
     }
 
     /// Forgets an endpoint and its bindings; requests in flight there go on.

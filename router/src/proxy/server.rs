@@ -9,7 +9,7 @@
 mod socket;
 mod timer;
 
-use std::{convert::Infallible, io, pin::Pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, pin::Pin, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use http::{Request, StatusCode};
@@ -18,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::watch,
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -35,15 +35,36 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Traffic<'a> {
     /// Where connections come in.
     pub listener: TcpListener,
-    /// Bounds on connections and heads.
-    pub limits: &'a Limits,
-    /// Phase timeouts.
-    pub timeouts: &'a Timeouts,
+    /// What bounds it. A change holds for connections accepted from then on; open ones keep what they began with.
+    pub bounds: watch::Receiver<Bounds>,
     /// Counts connections.
     pub metrics: &'a Metrics,
 }
 
-/// Serves until `shutdown`, then finishes what is in flight for at most `timeouts.drain` and cuts the rest.
+/// Limits and timeouts of a traffic port.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Bounds {
+    /// Bounds on connections and heads.
+    pub limits: Limits,
+    /// Phase timeouts.
+    pub timeouts: Timeouts,
+}
+
+impl Bounds {
+    /// How HTTP is spoken on a new connection.
+    fn http(&self) -> http1::Builder {
+        let mut http = http1::Builder::new();
+        http.header_read_timeout(Duration::from(self.timeouts.header_read))
+            .max_headers(self.limits.max_headers as usize)
+            .max_buf_size(self.limits.max_header_bytes.max(8_192) as usize)
+            // One piece of a head and a short body costs the system less than two.
+            .writev(false)
+            .half_close(false);
+        http
+    }
+}
+
+/// Serves until `shutdown`, then finishes what is in flight for at most the drain timeout in force and cuts the rest.
 ///
 /// # Errors
 /// None today; a listener's errors are waited out, because they are those of single connections or of a full process.
@@ -54,26 +75,25 @@ where
 {
     let Traffic {
         listener,
-        limits,
-        timeouts,
+        bounds: mut changes,
         metrics,
     } = traffic;
     let port = [Port::Traffic.as_str()];
     let open = metrics.connections.with_label_values(&port);
     let refused = metrics.connections_refused.with_label_values(&port);
-    let mut http = http1::Builder::new();
-    http.header_read_timeout(Duration::from(timeouts.header_read))
-        .max_headers(limits.max_headers as usize)
-        .max_buf_size(limits.max_header_bytes.max(8_192) as usize)
-        // One piece of a head and a short body costs the system less than two.
-        .writev(false)
-        .half_close(false);
-    let room = Arc::new(Semaphore::new(limits.max_connections as usize));
-    let stall = Duration::from(timeouts.idle);
+    let mut bounds = changes.borrow_and_update().clone();
+    let mut http = bounds.http();
     let mut connections = JoinSet::new();
     loop {
+        // In this order: a connection is held to the newest bounds, and not counted against those that have ended.
         let accepted = tokio::select! {
+            biased;
             () = shutdown.cancelled() => break,
+            Ok(()) = changes.changed() => {
+                bounds = changes.borrow_and_update().clone();
+                http = bounds.http();
+                continue;
+            }
             Some(ended) = connections.join_next(), if !connections.is_empty() => {
                 report(ended);
                 open.set(connections.len() as i64);
@@ -89,25 +109,24 @@ where
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+        if connections.len() >= bounds.limits.max_connections as usize {
             refused.inc();
             continue;
-        };
+        }
         if stream.set_nodelay(true).is_err() {
             continue;
         }
         connections.spawn(connection(
             http.clone(),
-            ClientSocket::new(stream, stall),
+            ClientSocket::new(stream, bounds.timeouts.idle.into()),
             handler.clone(),
             shutdown.clone(),
-            permit,
         ));
         open.set(connections.len() as i64);
     }
     drop(listener);
     tracing::info!(connections = connections.len(), "draining");
-    let drained = tokio::time::timeout(timeouts.drain.into(), async {
+    let drained = tokio::time::timeout(bounds.timeouts.drain.into(), async {
         while let Some(ended) = connections.join_next().await {
             report(ended);
         }
@@ -128,7 +147,6 @@ async fn connection<F, Fut>(
     socket: ClientSocket<TcpStream>,
     handler: F,
     shutdown: CancellationToken,
-    _permit: OwnedSemaphorePermit,
 ) where
     F: Fn(Request<Incoming>) -> Fut + Send + 'static,
     Fut: Future<Output = Reply> + Send + 'static,

@@ -24,6 +24,7 @@ use std::{
 
 use tokio::{
     net::TcpListener,
+    sync::watch,
     task::JoinSet,
     time::{Instant, sleep},
 };
@@ -35,7 +36,7 @@ use crate::{
     metrics::Metrics,
     proxy::{
         budget::Budget,
-        server::{self, Traffic},
+        server::{self, Bounds, Traffic},
         upstream::{Upstream, UpstreamSettings},
     },
 };
@@ -206,14 +207,17 @@ impl Sidecar {
             drain: self.drain_timeout.into(),
             ..Timeouts::default()
         };
-        let limits = self.passage.limits.clone();
+        // Nothing of a sidecar's configuration changes while it runs.
+        let (_fixed, bounds) = watch::channel(Bounds {
+            limits: self.passage.limits.clone(),
+            timeouts,
+        });
         let passage = self.passage;
         let metrics = Arc::clone(&passage.metrics);
         let handler = move |request| Arc::clone(&passage).pass(request);
         let traffic = Traffic {
             listener: self.traffic,
-            limits: &limits,
-            timeouts: &timeouts,
+            bounds,
             metrics: &metrics,
         };
         let served = tokio::select! {

@@ -263,14 +263,13 @@ impl Stage {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let token = stop.clone();
-        let config = Arc::clone(&pools.view().config);
+        let bounds = pools.bounds();
         let mut serving = JoinSet::new();
         serving.spawn(async move {
             let handler = move |request| Arc::clone(&gateway).answer(request);
             let traffic = Traffic {
                 listener,
-                limits: &config.limits,
-                timeouts: &config.timeouts,
+                bounds,
                 metrics: &counts,
             };
             server::serve(traffic, handler, token).await

@@ -153,8 +153,10 @@ impl Driver {
             Command::Tally(record) => self.ledger.record(record),
             Command::SetEndpoint(endpoint) => {
                 let id = endpoint.id;
-                self.endpoints.insert(id, endpoint);
-                self.event(Event::EndpointNotReady(id), now);
+                // The one known under this id is reached in another way from now on; what it is does not change.
+                if self.endpoints.insert(id, endpoint).is_none() {
+                    self.event(Event::EndpointNotReady(id), now);
+                }
             }
             Command::RemoveEndpoint(id) => {
                 self.urgent = true;
