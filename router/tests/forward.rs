@@ -348,3 +348,20 @@ async fn connections_to_engines_are_reused() {
     }
     assert_eq!(engine.connections(), 1);
 }
+
+#[tokio::test]
+async fn a_priority_for_the_engines_own_queue_does_not_reach_it() {
+    let mut engine = Engine::start(|_| json("{}")).await;
+    let stage = Stage::with(&[&engine], 4, "").await;
+    let body = "{\"model\":\"m\", \"priority\": -1000,  \"x\":[1.0]}";
+    let headers = "x-vllm-priority: -5\r\nX-Override-Priority: 9\r\nx-other: kept\r\n";
+    assert_eq!(stage.ask("/v1/completions", headers, body).await.status, 200);
+    let asked = engine.asked().await;
+    assert_eq!(asked.body, b"{\"model\":\"m\",  \"x\":[1.0]}");
+    assert_eq!(asked.header("x-other"), Some("kept"));
+    assert!(!asked.head.to_lowercase().contains("priority"), "{}", asked.head);
+    let plain = "{ \"model\":\"m\",\"metadata\":{\"priority\":1} }";
+    stage.ask("/v1/completions", "", plain).await;
+    assert_eq!(engine.asked().await.body, plain.as_bytes());
+    assert_eq!(stage.pool().metrics().priorities_removed.get(), 1);
+}

@@ -1,4 +1,4 @@
-//! A request body is read or refused; what is forwarded is the same object without `workflow_metadata`.
+//! A request body is read or refused; what is forwarded is the same object without `workflow_metadata` and `priority`.
 
 #![no_main]
 
@@ -17,6 +17,7 @@ fuzz_target!(|body: &[u8]| {
         return;
     };
     before.remove("workflow_metadata");
+    before.remove("priority");
     let after: Map<String, Value> = serde_json::from_slice(&forwarded).expect("what is forwarded is JSON");
     assert_eq!(before, after);
     assert!(ask.model.is_none_or(|model| (1..=256).contains(&model.len())));

@@ -42,7 +42,7 @@ use crate::{
     metrics::{self, Metrics},
     proxy::{
         budget::Budget,
-        headers::for_upstream,
+        headers::{ask_engine_priority, for_upstream},
         request::{Ask, Received, Route, Target, parse, read_body},
         respond::{ErrorShape, Refusal, Reply, json_reply},
         upstream::Outgoing,
@@ -159,6 +159,9 @@ impl Gateway {
             bytes: received.bytes.len() as u64,
         };
         let wanted = entry.policy.request(wishes, load).map_err(rejected)?;
+        if ask.engine_priority || ask_engine_priority(&head.headers) {
+            entry.handle.metrics().priorities_removed.inc();
+        }
         let Received { bytes, held } = received;
         let headers = for_upstream(&head.headers);
         let outgoing = Outgoing::new(&head.method, &route.path, headers, ask.forwarded(bytes));

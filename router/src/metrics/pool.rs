@@ -29,6 +29,7 @@ pub(super) struct PoolFamilies {
     tokens: IntCounterVec,
     upstream_failures: IntCounterVec,
     retries: IntCounterVec,
+    priorities_removed: IntCounterVec,
     ejections: IntCounterVec,
 }
 
@@ -44,6 +45,8 @@ pub struct PoolMetrics {
     pub duration: Histogram,
     /// Requests sent to a second endpoint after the first failed them.
     pub retries: IntCounter,
+    /// Requests from which a priority meant for the engine's own queue was taken.
+    pub priorities_removed: IntCounter,
     /// Endpoints taken out of rotation after a failed connection.
     pub ejections: IntCounter,
     /// Looked up once, because every good request counts them.
@@ -122,6 +125,12 @@ impl PoolFamilies {
                 "Attempts that an endpoint failed, by how.",
                 &["pool", "failure"],
             )?,
+            priorities_removed: builder.counters(
+                "weir_engine_priorities_removed_total",
+                "Requests from which a priority meant for the engine's own queue was taken (field `priority`, headers \
+                 `X-Vllm-Priority` and `X-Override-Priority`).",
+                &["pool"],
+            )?,
             retries: builder.counters(
                 "weir_retries_total",
                 "Requests sent to a second endpoint after the first failed them.",
@@ -144,6 +153,7 @@ impl PoolMetrics {
             ttft: families.ttft.with_label_values(&[label]),
             duration: families.duration.with_label_values(&[label]),
             retries: families.retries.with_label_values(&[label]),
+            priorities_removed: families.priorities_removed.with_label_values(&[label]),
             ejections: families.ejections.with_label_values(&[label]),
             completed: families
                 .requests

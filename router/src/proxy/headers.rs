@@ -28,6 +28,19 @@ fn is_set_by_us(name: &HeaderName) -> bool {
         || *name == header::ACCEPT_ENCODING
         || name.as_str() == weir_wire::headers::REQUEST_ID
         || name.as_str().starts_with("x-weir-")
+        || is_engine_priority(name)
+}
+
+/// Headers by which engines let a client choose its place in their own queue: vLLM's and SGLang's. Order is decided in
+/// the pool's queue, where what a client may ask for has a ceiling.
+fn is_engine_priority(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "x-vllm-priority" | "x-override-priority")
+}
+
+/// A client asks for a place in the engine's own queue.
+#[must_use]
+pub fn ask_engine_priority(headers: &HeaderMap) -> bool {
+    headers.keys().any(is_engine_priority)
 }
 
 /// Names that a `Connection` header declares to be of this connection only.
@@ -93,6 +106,8 @@ mod tests {
             ("accept-encoding", "gzip"),
             ("x-request-id", "r"),
             ("x-weir-workflow-key", "forged"),
+            ("x-vllm-priority", "-1"),
+            ("x-override-priority", "99"),
             ("authorization", "Bearer t"),
             ("x-unknown", "kept"),
         ]);

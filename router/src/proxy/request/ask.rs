@@ -28,8 +28,10 @@ pub struct Ask {
     pub max_tokens: Option<u64>,
     /// `workflow_metadata`.
     pub workflow: Metadata,
-    /// The bytes to cut out before the body is forwarded.
-    pub cut: Option<Range<usize>>,
+    /// A `priority` was given: the engines' own field, which would pass the pool's order by.
+    pub engine_priority: bool,
+    /// The bytes to cut out before the body is forwarded, in order and apart from each other.
+    pub cuts: Vec<Range<usize>>,
     /// Prompt tokens, estimated as a quarter of the body's bytes.
     pub prompt_tokens: u64,
     /// Places of members that may tell a workflow.
@@ -88,18 +90,20 @@ pub struct Places {
 }
 
 impl Ask {
-    /// The body to forward: the same bytes, without `workflow_metadata`.
+    /// The body to forward: the same bytes, without `workflow_metadata` and `priority`.
     #[must_use]
     pub fn forwarded(&self, body: Bytes) -> Bytes {
-        match &self.cut {
-            None => body,
-            Some(cut) => {
-                let mut rest = BytesMut::with_capacity(body.len() - cut.len());
-                rest.extend_from_slice(&body[..cut.start]);
-                rest.extend_from_slice(&body[cut.end..]);
-                rest.freeze()
-            }
+        if self.cuts.is_empty() {
+            return body;
         }
+        let mut rest = BytesMut::with_capacity(body.len());
+        let mut kept = 0;
+        for cut in &self.cuts {
+            rest.extend_from_slice(&body[kept..cut.start]);
+            kept = cut.end;
+        }
+        rest.extend_from_slice(&body[kept..]);
+        rest.freeze()
     }
 }
 
@@ -129,6 +133,7 @@ pub fn parse(body: &[u8], max_depth: u32) -> Result<Ask, Refusal> {
         },
         seen: 0,
         before: 0,
+        keeps: false,
         problem: None,
     };
     json::each_member(text, |key, value| reader.member(key, value))
@@ -140,7 +145,7 @@ pub fn parse(body: &[u8], max_depth: u32) -> Result<Ask, Refusal> {
 }
 
 /// Names of the members that are read; the position is the bit in [`Reader::seen`].
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 18] = [
     "model",
     "stream",
     "stream_options",
@@ -158,6 +163,7 @@ const NAMES: [&str; 17] = [
     "metadata",
     "user",
     "prompt_cache_key",
+    "priority",
 ];
 
 struct Reader<'a> {
@@ -166,6 +172,8 @@ struct Reader<'a> {
     seen: u32,
     /// End of the member before.
     before: usize,
+    /// A member before stays in the body.
+    keeps: bool,
     problem: Option<Refusal>,
 }
 
@@ -185,10 +193,15 @@ impl<'a> Reader<'a> {
             }
             self.seen |= 1 << index;
         }
+        if matches!(key, "workflow_metadata" | "priority") {
+            self.cut(before, &place);
+        } else {
+            self.keeps = true;
+        }
         let Some(name) = index.map(|index| NAMES[index]).or(known) else {
             return;
         };
-        if let Err(problem) = self.read(name, value, place, before) {
+        if let Err(problem) = self.read(name, value, place) {
             self.fail(problem);
         }
     }
@@ -203,13 +216,24 @@ impl<'a> Reader<'a> {
         start..start + value.len()
     }
 
-    fn read(
-        &mut self,
-        name: &'static str,
-        value: &str,
-        place: Range<usize>,
-        before: usize,
-    ) -> Result<(), Refusal> {
+    /// Marks a member for cutting, with one of the commas beside it: the one before where something before stays, so
+    /// that what is left is an object whichever members go. `before` is the end of the member before.
+    fn cut(&mut self, before: usize, place: &Range<usize>) {
+        if self.keeps {
+            self.ask.cuts.push(before..place.end);
+            return;
+        }
+        let opened = self.text.find('{').map_or(0, |at| at + 1);
+        let start = self.ask.cuts.last().map_or(opened, |cut| cut.end);
+        let rest = &self.text[place.end..];
+        let spaces = rest.len() - rest.trim_start().len();
+        let comma = rest[spaces..].starts_with(',');
+        self.ask
+            .cuts
+            .push(start..place.end + if comma { spaces + 1 } else { 0 });
+    }
+
+    fn read(&mut self, name: &'static str, value: &str, place: Range<usize>) -> Result<(), Refusal> {
         if value == "null" && name != "workflow_metadata" {
             return Ok(());
         }
@@ -228,8 +252,8 @@ impl<'a> Reader<'a> {
             "max_tokens" | "max_completion_tokens" | "max_output_tokens" => {
                 ask.max_tokens = Some(integer(name, value, 0, MAX_OUTPUT_TOKENS)?);
             }
+            "priority" => ask.engine_priority = true,
             "workflow_metadata" => {
-                ask.cut = Some(cut(self.text, before, &place));
                 if value != "null" {
                     ask.workflow = metadata(value)?;
                 }
@@ -246,18 +270,6 @@ impl<'a> Reader<'a> {
         }
         Ok(())
     }
-}
-
-/// The bytes of a member with one of the commas beside it. `before` is the end of the member before, 0 for the first.
-fn cut(text: &str, before: usize, place: &Range<usize>) -> Range<usize> {
-    if before > 0 {
-        return before..place.end;
-    }
-    let start = text.find('{').map_or(0, |at| at + 1);
-    let rest = &text[place.end..];
-    let spaces = rest.len() - rest.trim_start().len();
-    let comma = usize::from(rest[spaces..].starts_with(','));
-    start..place.end + if comma == 1 { spaces + 1 } else { 0 }
 }
 
 fn model(value: &str) -> Result<String, Refusal> {

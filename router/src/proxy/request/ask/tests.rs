@@ -37,7 +37,7 @@ fn null_is_absent() {
         (ask.model, ask.stream, ask.n, ask.max_tokens),
         (None, false, 1, None)
     );
-    assert!(ask.cut.is_some());
+    assert_eq!(ask.cuts.len(), 1);
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn bad_input_is_refused_by_field() {
 }
 
 #[test]
-fn only_workflow_metadata_is_cut_out() {
+fn only_workflow_metadata_and_priority_are_cut_out() {
     let check = |body: &str, expected: &str| {
         let forwarded = ask(body).forwarded(Bytes::copy_from_slice(body.as_bytes()));
         assert_eq!(forwarded, expected, "{body}");
@@ -129,16 +129,44 @@ fn only_workflow_metadata_is_cut_out() {
     );
     check(r#"{"workflow\u005fmetadata":{},"a":1}"#, r#"{"a":1}"#);
     check(
-        r#"{"a":{"workflow_metadata":{}}}"#,
-        r#"{"a":{"workflow_metadata":{}}}"#,
+        r#"{"a":{"workflow_metadata":{}, "priority":1}}"#,
+        r#"{"a":{"workflow_metadata":{}, "priority":1}}"#,
+    );
+    check(r#"{"priority":-5}"#, "{}");
+    check(
+        r#"{"model":"m", "priority" : -1e3 ,"n":1}"#,
+        r#"{"model":"m" ,"n":1}"#,
+    );
+    check(r#"{"priority":null,"workflow_metadata":{},"a":1}"#, r#"{"a":1}"#);
+    check(r#"{ "workflow_metadata":{} , "priority":1 }"#, "{ }");
+    check(r#"{"priority":1,"a":1,"workflow_metadata":{}}"#, r#"{"a":1}"#);
+    check(r#"{"a":1,"priority":1,"workflow_metadata":{}}"#, r#"{"a":1}"#);
+    check(r#"{"a":1,"pri\u006frity":"x","b":[]}"#, r#"{"a":1,"b":[]}"#);
+    check(
+        r#"{"priority_":1,"Priority":2,"a":"priority"}"#,
+        r#"{"priority_":1,"Priority":2,"a":"priority"}"#,
+    );
+}
+
+#[test]
+fn a_body_without_them_is_forwarded_as_the_very_same_bytes() {
+    let body = Bytes::from_static(br#" {"model" : "m","n": 1,"x":{"priority":9}} "#);
+    let asked = ask(std::str::from_utf8(&body).unwrap());
+    assert!(!asked.engine_priority);
+    assert_eq!(asked.forwarded(body.clone()).as_ptr(), body.as_ptr());
+    assert!(ask(r#"{"priority":0}"#).engine_priority);
+    assert_eq!(
+        refused(r#"{"priority":0,"priority":-9}"#).as_deref(),
+        Some("priority")
     );
 }
 
 proptest! {
     /// Whatever surrounds it, cutting leaves the same object without that member.
     #[test]
-    fn cutting_removes_exactly_one_member(
+    fn cutting_removes_exactly_the_members_meant(
         before in proptest::collection::vec(("[a-z]{1,6}", "[ -~]{0,12}"), 0..4),
+        between in proptest::collection::vec(("[a-z]{1,6}", "[ -~]{0,12}"), 0..2),
         after in proptest::collection::vec(("[a-z]{1,6}", "[ -~]{0,12}"), 0..4),
         space in "[ \n\t]{0,3}",
     ) {
@@ -147,11 +175,14 @@ proptest! {
         };
         let mut members: Vec<String> = before.iter().map(pair).collect();
         members.push(format!("{space}\"workflow_metadata\"{space}:{space}{{\"workflow_id\":\"w\"}}{space}"));
+        members.extend(between.iter().map(pair));
+        members.push(format!("{space}\"priority\"{space}:{space}-1{space}"));
         members.extend(after.iter().map(pair));
         let body = format!("{space}{{{}}}{space}", members.join(","));
         let forwarded = ask(&body).forwarded(Bytes::from(body.clone()));
         let mut expected: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&body).unwrap();
         expected.remove("workflow_metadata");
+        expected.remove("priority");
         let got: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&forwarded).unwrap();
         prop_assert_eq!(got, expected);
     }
