@@ -1,7 +1,6 @@
 //! The admin port: probes and metrics for everyone, the rest for holders of the control token. Every connection,
 //! header, body and long answer is bounded, and long answers leave room for probes.
 
-mod stall;
 mod token;
 
 use std::{convert::Infallible, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
@@ -19,7 +18,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::{Metrics, Port};
+use crate::{
+    metrics::{Metrics, Port},
+    stall::StallGuard,
+};
 pub use token::{TokenError, TokenFile};
 
 /// Connections open at once.
@@ -223,7 +225,7 @@ async fn connection<R: Routes>(
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(64 << 10);
-    let io = TokioIo::new(stall::StallGuard::new(stream, WRITE_STALL));
+    let io = TokioIo::new(StallGuard::new(stream, WRITE_STALL));
     let mut serving = std::pin::pin!(builder.serve_connection(io, service));
     let ended = tokio::select! {
         ended = serving.as_mut() => Some(ended),

@@ -9,4 +9,5 @@ pub mod metrics;
 pub mod proxy;
 pub mod run;
 pub mod sidecar;
+mod stall;
 pub mod telemetry;

@@ -17,7 +17,7 @@ use weir_wire::config::MAX_POOLS;
 use family::Builder;
 pub use family::Family;
 pub use labels::{
-    ConfigResult, EngineProbe, Home, OrderResult, Outcome, PollResult, Port, ProbeResult, Role,
+    ConfigResult, EngineProbe, Home, OrderResult, Outcome, PollResult, Port, ProbeResult, Promise, Role,
     SidecarRefusal, TokenKind, UpstreamFailure, Watched,
 };
 use pool::PoolFamilies;

@@ -142,7 +142,12 @@ async fn usage_is_read_on_the_way() {
     let stage = Stage::with(&[&engine], 4, "").await;
     stage.ask("/v1/chat/completions", "", STREAM).await;
     stage.chat().await;
-    let totals = stage.state(|state| state.totals.completed == 2).await.totals;
+    let state = stage.state(|state| state.totals.completed == 2).await;
+    // Only the stream had a first token to wait for.
+    let recent = state.recent.unwrap();
+    assert!(recent.ttft_p95_ms.is_some_and(|it| it < 20_000), "{recent:?}");
+    assert_eq!(state.endpoints[0].concurrency, Some(4));
+    let totals = state.totals;
     assert_eq!(
         (
             totals.prompt_tokens,

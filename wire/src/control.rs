@@ -80,6 +80,13 @@ pub struct PoolState {
     pub last_activity_age_ms: Option<u64>,
     /// Totals since this replica started.
     pub totals: Totals,
+    /// What the last answers were like; `None` before the first. It moves with answers, never with time alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recent: Option<Recent>,
+    /// Prompt tokens outside of the prefix cache that an endpoint reads a second, learned from answers; `None` while
+    /// too few told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill_tokens_per_s: Option<f64>,
     /// The pool's endpoints as this replica sees them.
     pub endpoints: Vec<EndpointState>,
 }
@@ -90,6 +97,20 @@ impl PoolState {
     pub fn is_idle(&self) -> bool {
         self.in_flight == 0 && self.queued == 0 && self.held == 0 && self.paused_workflows == 0
     }
+}
+
+/// The last answers of a replica.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Recent {
+    /// Milliseconds up to the last answer that the numbers are about.
+    pub window_ms: u64,
+    /// Completed requests that met their policy's objectives.
+    pub slo_met: u64,
+    /// Completed or failed requests that had objectives.
+    pub slo_total: u64,
+    /// 95th percentile of the milliseconds from arrival to the first body byte of streams; `None` without a stream.
+    pub ttft_p95_ms: Option<u64>,
 }
 
 /// Monotone counts since the replica started.
@@ -140,6 +161,9 @@ pub struct EndpointState {
     pub draining: bool,
     /// Requests this replica has in flight there.
     pub in_flight: u32,
+    /// Requests that it works on at once, as its sidecar (or the configuration) says; `None` before it was ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
     /// Workflows whose home it is.
     pub workflows: u32,
     /// Tokens of KV cache those workflows left there, as far as known: what removing the pod would lose.
@@ -149,6 +173,9 @@ pub struct EndpointState {
     pub engine_busy: Option<u32>,
     /// GPU or KV use of running requests, 0 to 1; `None` when unknown.
     pub kv_usage: Option<f64>,
+    /// Tokens that the engine's KV cache holds; `None` when unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_capacity_tokens: Option<u64>,
     /// Milliseconds from the endpoint becoming eligible to the first request dispatched there; `None` until then.
     pub ready_to_dispatch_ms: Option<u64>,
 }

@@ -21,6 +21,10 @@ pub const MAX_WAIT_MS: u64 = 25_000;
 /// Most workflows a sidecar remembers, least recently used forgotten first.
 pub const MAX_HOMES: usize = 65_536;
 
+/// Requests a sidecar lets into the engine at once when nobody says how many: what a medium GPU decodes at once without
+/// starving prefill.
+pub const AUTO_CONCURRENCY: u32 = 64;
+
 /// What one engine pod is and does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -18,7 +18,7 @@ use weir_wire::{WorkflowKey, headers};
 use super::{
     now,
     pools::Entry,
-    scheduler::{Admission, Endpoint, Permit, Record},
+    scheduler::{Admission, Endpoint, FirstByte, Permit, Record},
 };
 use crate::{
     metrics::UpstreamFailure,
@@ -131,6 +131,7 @@ impl Job {
             permit: Some(permit),
             entry: Arc::clone(&self.entry),
             arrived: self.arrived,
+            before_dispatch: now().duration_since(self.arrived),
             stream: self.stream,
             first_byte: None,
         }));
@@ -274,6 +275,7 @@ struct Flight {
     permit: Option<Permit>,
     entry: Arc<Entry>,
     arrived: Instant,
+    before_dispatch: Duration,
     stream: bool,
     first_byte: Option<Duration>,
 }
@@ -293,10 +295,15 @@ impl Flight {
                     footprint_tokens,
                     tool_call: seen.tool_call,
                 };
-                let ttft = self.first_byte.filter(|_| self.stream);
+                // A stream that came in one piece began when it ended.
+                let ttft = self.stream.then(|| self.first_byte.unwrap_or(total));
                 let record = Record::Completed {
                     usage: seen.usage,
                     slo_met: self.entry.policy.is_met(ttft, total),
+                    first_byte: ttft.map(|ttft| FirstByte {
+                        since_arrival: ttft,
+                        since_dispatch: ttft.saturating_sub(self.before_dispatch),
+                    }),
                 };
                 (completed, record)
             }

@@ -5,6 +5,7 @@
 
 mod driver;
 mod ledger;
+mod recent;
 
 use std::{
     collections::HashMap,
@@ -22,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use weir_schedule::{Decision, EndpointId, Event, Outcome, Request, RequestId, Settings, ShedReason};
 use weir_wire::control::{Order, OrderAnswer, PoolState};
 
-pub use self::ledger::Record;
+pub use self::ledger::{FirstByte, Record};
 use crate::{
     metrics::PoolMetrics,
     proxy::upstream::{Upstream, UpstreamSettings},
@@ -118,6 +119,8 @@ pub struct EngineLoad {
     pub busy: u32,
     /// KV use of running requests, 0 to 1.
     pub kv_usage: Option<f64>,
+    /// KV capacity in tokens.
+    pub kv_capacity_tokens: Option<u64>,
 }
 
 /// Reaches one pool's task. Cloning is cheap.
@@ -392,5 +395,7 @@ impl Drop for Permit {
     }
 }
 
+#[cfg(test)]
+pub(super) mod fixtures;
 #[cfg(test)]
 mod tests;

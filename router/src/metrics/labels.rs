@@ -51,6 +51,15 @@ labels!(
     }
 );
 labels!(
+    /// How a request kept what its policy promises.
+    Promise {
+        /// All objectives were met.
+        Met = "met",
+        /// One was missed, or the request failed.
+        Missed = "missed",
+    }
+);
+labels!(
     /// How a workflow's home was used.
     Home {
         /// No workflow, or no affinity.

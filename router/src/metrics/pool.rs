@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec};
 use weir_wire::control::PoolState;
 
-use super::{Home, Outcome, Role, TokenKind, UpstreamFailure, family::Builder, gauge};
+use super::{Home, Outcome, Promise, Role, TokenKind, UpstreamFailure, family::Builder, gauge};
 
 /// Buckets of waits and first bytes, seconds: from a quick hit to a long cold start.
 const WAIT_SECONDS: &[f64] = &[
@@ -30,6 +30,8 @@ pub(super) struct PoolFamilies {
     upstream_failures: IntCounterVec,
     retries: IntCounterVec,
     priorities_removed: IntCounterVec,
+    promises: IntCounterVec,
+    prefill: IntGaugeVec,
     ejections: IntCounterVec,
 }
 
@@ -125,6 +127,17 @@ impl PoolFamilies {
                 "Attempts that an endpoint failed, by how.",
                 &["pool", "failure"],
             )?,
+            promises: builder.counters(
+                "weir_slo_requests_total",
+                "Requests that had objectives, by whether they met all of them.",
+                &["pool", "result"],
+            )?,
+            prefill: builder.gauges(
+                "weir_prefill_tokens_per_second",
+                "Prompt tokens outside of the prefix cache that an endpoint reads a second, learned from answers; 0 \
+                 until known.",
+                &["pool"],
+            )?,
             priorities_removed: builder.counters(
                 "weir_engine_priorities_removed_total",
                 "Requests from which a priority meant for the engine's own queue was taken (field `priority`, headers \
@@ -187,6 +200,12 @@ impl PoolMetrics {
             .inc();
     }
 
+    /// Counts a request that had objectives.
+    pub fn promise(&self, result: Promise) {
+        let labels = [self.label.as_str(), result.as_str()];
+        self.families.promises.with_label_values(&labels).inc();
+    }
+
     /// Counts a dispatch by how the workflow's home was used.
     pub fn home(&self, home: Home) {
         if let Some((_, counter)) = self.homes.iter().find(|(known, _)| *known == home) {
@@ -244,6 +263,10 @@ impl PoolMetrics {
             .waiting_bytes
             .with_label_values(&[pool])
             .set(gauge(state.waiting_bytes));
+        families
+            .prefill
+            .with_label_values(&[pool])
+            .set(state.prefill_tokens_per_s.unwrap_or(0.0) as i64);
         families
             .fenced
             .with_label_values(&[pool])

@@ -8,8 +8,7 @@ use std::sync::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Places when the concurrency is `auto`: what a medium GPU decodes at once without starving prefill.
-pub const AUTO_CONCURRENCY: u32 = 64;
+pub use weir_wire::sidecar::AUTO_CONCURRENCY;
 
 /// Places in the engine, and a short queue in order of arrival.
 pub struct Cap {

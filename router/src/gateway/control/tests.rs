@@ -9,7 +9,6 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use weir_schedule::{Affinity, Class, Request, RequestId};
 use weir_wire::{
     config::GatewayConfig,
     control::{Event, OrderAnswer, PoolState, orders_path},
@@ -18,6 +17,7 @@ use weir_wire::{
 use super::*;
 use crate::{
     admin::{self, Admin, TokenFile},
+    gateway::scheduler::fixtures::request,
     metrics::Role,
     sidecar::now,
 };
@@ -170,24 +170,6 @@ async fn next(events: &mut Events) -> Event {
     serde_json::from_slice(&events.next().await.unwrap()).unwrap()
 }
 
-fn held_request() -> Request {
-    Request {
-        id: RequestId(0),
-        workflow: None,
-        class: Class::Standard,
-        weight: 1,
-        max_wait: None,
-        affinity: Affinity::None,
-        idle_ttl: Duration::from_secs(60),
-        max_age: Duration::from_secs(60),
-        tool_pause: Duration::ZERO,
-        tool_pause_blocks_zero: false,
-        prompt_tokens: None,
-        bytes: 10,
-        not_on: None,
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_held_request_is_told_at_once_and_silence_is_broken_by_heartbeats() {
     let metrics = Metrics::new(Role::Gateway).unwrap();
@@ -200,7 +182,7 @@ async fn a_held_request_is_told_at_once_and_silence_is_broken_by_heartbeats() {
     assert!(matches!(next(&mut events).await, Event::Pool(_)));
 
     let began = now();
-    let _waiting = pools.by_name("a").unwrap().submit(held_request());
+    let _waiting = pools.by_name("a").unwrap().submit(request());
     match next(&mut events).await {
         Event::Pool(state) => assert_eq!(state.held, 1),
         other => panic!("expected the wake, got {other:?}"),

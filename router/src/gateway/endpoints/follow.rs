@@ -250,6 +250,7 @@ fn load(figures: &EngineFigures) -> EngineLoad {
     EngineLoad {
         busy: figures.running.saturating_add(figures.waiting),
         kv_usage: figures.kv_usage,
+        kv_capacity_tokens: figures.kv_capacity_tokens,
     }
 }
 

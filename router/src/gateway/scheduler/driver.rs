@@ -146,11 +146,11 @@ impl Driver {
             } => self.submit(request, Waiter { reply, again }, now),
             Command::Event(event) => self.event(event, now),
             Command::Finished(id, outcome, record) => {
-                self.ledger.record(record);
+                self.ledger.record(record, now);
                 self.sweep_at.get_or_insert(now.plus(SWEEP));
                 self.on(Event::Finished(id, outcome), now);
             }
-            Command::Tally(record) => self.ledger.record(record),
+            Command::Tally(record) => self.ledger.record(record, now),
             Command::SetEndpoint(endpoint) => {
                 let id = endpoint.id;
                 // The one known under this id is reached in another way from now on; what it is does not change.
@@ -200,7 +200,7 @@ impl Driver {
         match &event {
             Event::Cancel(id) => {
                 if self.waiting.remove(id).is_some() {
-                    self.ledger.record(Record::Cancelled);
+                    self.ledger.record(Record::Cancelled, now);
                 }
             }
             Event::EndpointReady { .. }
@@ -416,6 +416,8 @@ impl Driver {
             pause_ends_in_ms: pause_ends.map(|at| millis(at.since(now))),
             last_activity_age_ms: last_activity.map(|at| millis(now.since(at))),
             totals: self.ledger.totals,
+            recent: self.ledger.recent.told(),
+            prefill_tokens_per_s: self.ledger.prefill.tokens_per_s(),
             endpoints: endpoints
                 .into_iter()
                 .filter_map(|it| {
@@ -427,10 +429,12 @@ impl Driver {
                         eligible: it.eligible,
                         draining: it.draining,
                         in_flight: it.in_flight,
+                        concurrency: (it.concurrency > 0).then_some(it.concurrency),
                         workflows: it.workflows,
                         kv_tokens: it.kv_tokens,
                         engine_busy: load.map(|load| load.busy),
                         kv_usage: load.and_then(|load| load.kv_usage),
+                        kv_capacity_tokens: load.and_then(|load| load.kv_capacity_tokens),
                         ready_to_dispatch_ms: it.ready_to_first_dispatch.map(millis),
                     })
                 })

@@ -1,10 +1,13 @@
 //! Totals of a pool: what the operator's goodput and the summary of a run are made of.
 
-use weir_schedule::{Decision, HomeUse, ShedReason};
+use std::time::Duration;
+
+use weir_schedule::{Decision, HomeUse, ShedReason, Time};
 use weir_wire::control::Totals;
 
+use super::recent::{PrefillRate, Recent};
 use crate::{
-    metrics::{Outcome, PoolMetrics, TokenKind},
+    metrics::{Outcome, PoolMetrics, Promise, TokenKind},
     proxy::usage::Usage,
 };
 
@@ -19,6 +22,8 @@ pub enum Record {
         usage: Option<Usage>,
         /// Whether it met its objectives; `None` without any.
         slo_met: Option<bool>,
+        /// Of a stream, when its first body byte came.
+        first_byte: Option<FirstByte>,
     },
     /// Ended in an error that was not the client's.
     Failed {
@@ -31,9 +36,20 @@ pub enum Record {
     Cancelled,
 }
 
+/// When the first body byte of a stream came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FirstByte {
+    /// After the request's arrival.
+    pub since_arrival: Duration,
+    /// After its dispatch to the endpoint that answered.
+    pub since_dispatch: Duration,
+}
+
 /// Totals, and the metrics that show the same.
 pub(super) struct Ledger {
     pub(super) totals: Totals,
+    pub(super) recent: Recent,
+    pub(super) prefill: PrefillRate,
     metrics: std::sync::Arc<PoolMetrics>,
 }
 
@@ -41,6 +57,8 @@ impl Ledger {
     pub(super) fn new(metrics: std::sync::Arc<PoolMetrics>) -> Self {
         Self {
             totals: Totals::default(),
+            recent: Recent::default(),
+            prefill: PrefillRate::default(),
             metrics,
         }
     }
@@ -81,18 +99,26 @@ impl Ledger {
         self.metrics.ejections.inc();
     }
 
-    pub(super) fn record(&mut self, record: Record) {
+    pub(super) fn record(&mut self, record: Record, now: Time) {
         let totals = &mut self.totals;
         match record {
             Record::Attempt => {}
-            Record::Completed { usage, slo_met } => {
+            Record::Completed {
+                usage,
+                slo_met,
+                first_byte,
+            } => {
                 totals.completed += 1;
                 self.metrics.completed();
-                if let Some(met) = slo_met {
-                    totals.slo_total += 1;
-                    totals.slo_met += u64::from(met);
-                }
+                self.promise(slo_met);
+                self.recent
+                    .add(slo_met, first_byte.map(|first| first.since_arrival), now);
                 if let Some(usage) = usage {
+                    if let (Some(first), Some(cached)) = (first_byte, usage.cached_tokens) {
+                        let uncached = usage.prompt_tokens.saturating_sub(cached);
+                        self.prefill.add(uncached, first.since_dispatch);
+                    }
+                    let totals = &mut self.totals;
                     let cached = usage.cached_tokens.unwrap_or(0);
                     totals.prompt_tokens = totals.prompt_tokens.saturating_add(usage.prompt_tokens);
                     totals.cached_tokens = totals.cached_tokens.saturating_add(cached);
@@ -109,13 +135,25 @@ impl Ledger {
                 had_objectives,
             } => {
                 totals.failed += 1;
-                totals.slo_total += u64::from(had_objectives);
+                let missed = had_objectives.then_some(false);
+                self.promise(missed);
+                self.recent.add(missed, None, now);
                 self.metrics.request(Outcome::Failed, reason);
             }
             Record::Cancelled => {
                 totals.cancelled += 1;
                 self.metrics.request(Outcome::Cancelled, "client_gone");
             }
+        }
+    }
+
+    /// Counts a request that had objectives.
+    fn promise(&mut self, met: Option<bool>) {
+        if let Some(met) = met {
+            self.totals.slo_total += 1;
+            self.totals.slo_met += u64::from(met);
+            self.metrics
+                .promise(if met { Promise::Met } else { Promise::Missed });
         }
     }
 }

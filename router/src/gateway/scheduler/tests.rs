@@ -1,10 +1,13 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, advance, timeout};
-use weir_schedule::{Affinity, Class, HomeUse};
+use weir_schedule::HomeUse;
 
-use super::*;
-use crate::metrics::{Metrics, Role};
+use super::{fixtures::request, *};
+use crate::{
+    metrics::{Metrics, Role},
+    proxy::usage::Usage,
+};
 
 #[expect(clippy::disallowed_methods, reason = "the paused clock of the test")]
 fn now() -> Instant {
@@ -20,24 +23,6 @@ fn settings() -> Settings {
         suspended: false,
         max_workflows: 100,
         first_batch: 8,
-    }
-}
-
-fn request() -> Request {
-    Request {
-        id: RequestId(0),
-        workflow: None,
-        class: Class::Standard,
-        weight: 1,
-        max_wait: None,
-        affinity: Affinity::None,
-        idle_ttl: Duration::from_secs(60),
-        max_age: Duration::from_secs(60),
-        tool_pause: Duration::ZERO,
-        tool_pause_blocks_zero: false,
-        prompt_tokens: Some(10),
-        bytes: 40,
-        not_on: None,
     }
 }
 
@@ -100,6 +85,7 @@ async fn a_request_is_held_until_an_endpoint_is_ready_and_its_place_is_given_bac
         Record::Completed {
             usage: None,
             slo_met: Some(true),
+            first_byte: None,
         },
     );
     let done = state(&pool, |state| state.in_flight == 0).await;
@@ -249,6 +235,7 @@ async fn quiet_changes_are_published_once_a_second_and_urgent_ones_at_once() {
         Some(EngineLoad {
             busy: 3,
             kv_usage: None,
+            kv_capacity_tokens: Some(1_000),
         }),
     );
     pool.notify(Event::EndpointNotReady(EndpointId(0)));
@@ -262,5 +249,58 @@ async fn quiet_changes_are_published_once_a_second_and_urgent_ones_at_once() {
         "{:?}",
         begun.elapsed()
     );
-    assert_eq!(told.endpoints[0].engine_busy, Some(3));
+    let endpoint = &told.endpoints[0];
+    assert_eq!((endpoint.engine_busy, endpoint.concurrency), (Some(3), Some(100)));
+    assert_eq!(endpoint.kv_capacity_tokens, Some(1_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_bytes_and_prefill_are_told_with_the_state_and_stand_still_in_silence() {
+    let pool = pool();
+    add_ready(&pool, "a", 8);
+    let answer = |millis| {
+        let pool = pool.clone();
+        async move {
+            let admission = pool.submit(request()).await.unwrap();
+            let since = Duration::from_millis(millis);
+            admission.permit.finish(
+                Outcome::Completed {
+                    footprint_tokens: None,
+                    tool_call: false,
+                },
+                Record::Completed {
+                    usage: Some(Usage {
+                        prompt_tokens: 3_000,
+                        cached_tokens: Some(1_000),
+                        completion_tokens: 1,
+                    }),
+                    slo_met: Some(millis < 1_500),
+                    first_byte: Some(FirstByte {
+                        since_arrival: since,
+                        since_dispatch: since / 2,
+                    }),
+                },
+            );
+        }
+    };
+    assert_eq!(pool.state_now().await.unwrap().recent, None);
+    for millis in [1_000, 1_000, 1_000, 2_000] {
+        answer(millis).await;
+    }
+    let told = pool.state_now().await.unwrap();
+    let recent = told.recent.unwrap();
+    assert_eq!((recent.slo_met, recent.slo_total), (3, 4));
+    assert!(
+        (1_900..2_300).contains(&recent.ttft_p95_ms.unwrap()),
+        "{recent:?}"
+    );
+    // 8,000 tokens in 2.5 s.
+    let rate = told.prefill_tokens_per_s.unwrap();
+    assert!((3_100.0..=3_300.0).contains(&rate), "{rate}");
+    advance(Duration::from_secs(7_200)).await;
+    let later = pool.state_now().await.unwrap();
+    assert_eq!(
+        (later.recent, later.prefill_tokens_per_s),
+        (told.recent, told.prefill_tokens_per_s)
+    );
 }

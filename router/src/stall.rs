@@ -14,14 +14,14 @@ use tokio::{
 };
 
 /// Fails a write that has made no progress for a while.
-pub(super) struct StallGuard<S> {
+pub(crate) struct StallGuard<S> {
     inner: S,
     limit: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> StallGuard<S> {
-    pub(super) fn new(inner: S, limit: Duration) -> Self {
+    pub(crate) fn new(inner: S, limit: Duration) -> Self {
         Self {
             inner,
             limit,
