@@ -13,6 +13,7 @@ pub mod instant;
 pub mod memory;
 pub mod outlook;
 pub mod pods;
+pub mod refill;
 pub mod replicas;
 mod restore;
 pub mod starts;
@@ -313,6 +314,7 @@ impl Scaler {
         let outlook = Outlook {
             uid: self.uid.clone(),
             mode: look.view.settings.mode,
+            policy: look.view.settings.policy,
             desired,
             decision,
             demand: look.view.demand.clone(),

@@ -134,10 +134,15 @@ pub struct ColdStartPhases {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct IdleStatus {
-    /// Idleness that costs as much as a stop and a start.
+    /// Idleness that costs as much as a stop and a start: the start, the waiting it causes, and `refill`.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human")]
     #[schemars(schema_with = "schema::status_duration")]
     pub break_even: Option<Duration>,
+    /// Of the break-even, the time to compute again what the KV cache holds of workflows that may come back. Absent:
+    /// unknown, and left out of the break-even.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human")]
+    #[schemars(schema_with = "schema::status_duration")]
+    pub refill: Option<Duration>,
     /// Idleness after which the pool stops. Absent: it does not.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human")]
     #[schemars(schema_with = "schema::status_duration")]
@@ -155,18 +160,19 @@ pub struct IdleStatus {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Goodput {
-    /// The time that the numbers are about, up to now.
+    /// The time that the numbers are about, up to the last answer: they stand still while nothing is answered.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human")]
     #[schemars(schema_with = "schema::status_duration")]
     pub window: Option<Duration>,
-    /// Share that met all of their objectives.
+    /// Share that met all of their objectives. Absent: none had any.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub percent: Option<u8>,
     /// Requests in the window that had objectives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<u64>,
-    /// 95th percentile of the time from arrival to the first body byte.
+    /// 95th percentile of the time from arrival to the first body byte of streamed answers, whether or not they had
+    /// objectives; two digits are meant.
     #[serde(
         skip_serializing_if = "Option::is_none",
         serialize_with = "serialize_human",

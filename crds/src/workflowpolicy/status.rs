@@ -39,11 +39,11 @@ pub struct WorkflowPolicyStatus {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PolicyGoodput {
-    /// The time that the numbers are about, up to now.
+    /// The time that the numbers are about, up to the last answer: they stand still while nothing is answered.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_human")]
     #[schemars(schema_with = "schema::status_duration")]
     pub window: Option<Duration>,
-    /// Share that met all of their objectives.
+    /// Share that met all of their objectives. Absent: none had any.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub percent: Option<u8>,

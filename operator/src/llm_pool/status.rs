@@ -87,6 +87,7 @@ fn scaling(status: &mut LLMPoolStatus, observed: &Observed, outlook: &Outlook, n
     });
     status.idle = Some(IdleStatus {
         break_even: Some(shown(verdict.break_even)),
+        refill: verdict.refill.map(shown),
         threshold: verdict.threshold.map(shown),
         zero_at: verdict.zero_at.map(|at| Time(whole_second(at))),
         reason: Some(decision.sentence.clone()),
@@ -94,13 +95,16 @@ fn scaling(status: &mut LLMPoolStatus, observed: &Observed, outlook: &Outlook, n
     if outlook.starts.samples > 0 {
         status.cold_start = Some(cold_start(outlook));
     }
-    let met = demand.slo_met.min(demand.slo_total).saturating_mul(100);
-    if let Some(percent) = met.checked_div(demand.slo_total) {
+    // Gateways that have answered nothing since they started leave what the ones before them said.
+    if let Some(window) = demand.window {
+        let met = demand.slo_met.min(demand.slo_total).saturating_mul(100);
         status.goodput = Some(Goodput {
-            window: None,
-            percent: u8::try_from(percent).ok(),
+            window: Some(millis(window)),
+            percent: met
+                .checked_div(demand.slo_total)
+                .and_then(|percent| u8::try_from(percent).ok()),
             requests: Some(demand.slo_total),
-            ttft_p95: None,
+            ttft_p95: demand.ttft_p95.map(millis),
         });
     }
     if outlook.epoch > 0 {

@@ -238,6 +238,7 @@ fn engine_pod(trouble: Option<Trouble>) -> EnginePod {
 fn outlook(change: impl FnOnce(&mut Outlook)) -> Outlook {
     let verdict = idle::Verdict {
         break_even: std::time::Duration::from_secs(20),
+        refill: Some(std::time::Duration::from_millis(1_500)),
         threshold: Some(std::time::Duration::from_secs(20)),
         since: Ok(at(5)),
         zero_at: Some(at(25)),
@@ -245,6 +246,7 @@ fn outlook(change: impl FnOnce(&mut Outlook)) -> Outlook {
     let mut outlook = Outlook {
         uid: "0b9d".to_owned(),
         mode: Mode::Run,
+        policy: idle::Policy::Never,
         desired: 1,
         decision: Decision {
             action: Action::None,
@@ -256,6 +258,8 @@ fn outlook(change: impl FnOnce(&mut Outlook)) -> Outlook {
         },
         demand: Demand {
             replicas: 1,
+            window: Some(std::time::Duration::from_secs(300)),
+            ttft_p95: Some(std::time::Duration::from_millis(1_400)),
             slo_met: 9,
             slo_total: 12,
             ..Demand::default()

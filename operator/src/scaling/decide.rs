@@ -15,6 +15,7 @@ use super::{
     instant::after,
     memory::Memory,
     pods::{EnginePod, Trouble},
+    refill::refill,
     replicas::{self, Bounds, Now},
     victim::{self, Victim},
 };
@@ -176,6 +177,7 @@ pub fn decide(view: &View, memory: &mut Memory, now: Timestamp) -> Decision {
         start_squared,
         waiting_weight: settings.waiting_weight,
         arrivals: memory.arrivals(),
+        refill: refill(demand, memory.prefill),
     };
     let in_start = pods
         .iter()

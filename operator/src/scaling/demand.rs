@@ -20,6 +20,10 @@ pub struct Endpoint {
     pub workflows: u32,
     /// Tokens of KV cache those workflows left there.
     pub kv_tokens: u64,
+    /// Requests that it works on at once; `None` until a gateway says so.
+    pub concurrency: Option<u32>,
+    /// Tokens that its KV cache holds.
+    pub kv_capacity_tokens: Option<u64>,
     /// The engine's own running and waiting counts.
     pub engine_busy: Option<u32>,
     /// KV use of running requests, 0 to 1.
@@ -54,10 +58,16 @@ pub struct Demand {
     pub epoch: u64,
     /// Endpoints by pod UID.
     pub endpoints: BTreeMap<String, Endpoint>,
-    /// Completed requests that met their objectives, since the replicas started.
+    /// Time up to the last answer that the following three are about; `None` before the first answer.
+    pub window: Option<Duration>,
+    /// Completed requests that met their objectives in it.
     pub slo_met: u64,
-    /// Requests that had objectives, since the replicas started.
+    /// Requests that had objectives and ended in it.
     pub slo_total: u64,
+    /// 95th percentile of first bytes in it; of several replicas the longest, which is never less than that of all.
+    pub ttft_p95: Option<Duration>,
+    /// Uncached prompt tokens that an endpoint reads a second; of several replicas the least.
+    pub prefill: Option<f64>,
 }
 
 impl Demand {
@@ -90,8 +100,16 @@ impl Demand {
         self.paused = self.paused.saturating_add(state.paused_workflows);
         self.fenced |= state.fenced;
         self.epoch = self.epoch.max(state.epoch);
-        self.slo_met = self.slo_met.saturating_add(state.totals.slo_met);
-        self.slo_total = self.slo_total.saturating_add(state.totals.slo_total);
+        if let Some(recent) = &state.recent {
+            self.window = self.window.max(Some(Duration::from_millis(recent.window_ms)));
+            self.slo_met = self.slo_met.saturating_add(recent.slo_met);
+            self.slo_total = self.slo_total.saturating_add(recent.slo_total);
+            self.ttft_p95 = self.ttft_p95.max(recent.ttft_p95_ms.map(Duration::from_millis));
+        }
+        self.prefill = match (self.prefill, state.prefill_tokens_per_s) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
         if let Some(age) = state.last_activity_age_ms {
             self.last_activity = self
                 .last_activity
@@ -107,6 +125,8 @@ impl Demand {
             sum.in_flight = sum.in_flight.saturating_add(endpoint.in_flight);
             sum.workflows = sum.workflows.saturating_add(endpoint.workflows);
             sum.kv_tokens = sum.kv_tokens.saturating_add(endpoint.kv_tokens);
+            sum.concurrency = sum.concurrency.max(endpoint.concurrency);
+            sum.kv_capacity_tokens = sum.kv_capacity_tokens.max(endpoint.kv_capacity_tokens);
             sum.engine_busy = sum.engine_busy.max(endpoint.engine_busy);
             sum.kv_usage = match (sum.kv_usage, endpoint.kv_usage) {
                 (Some(one), Some(other)) => Some(one.max(other)),
@@ -151,7 +171,7 @@ mod tests {
     use super::*;
     use crate::control::board::{Replica, Seen};
     use std::sync::Arc;
-    use weir_wire::control::{EndpointState, PoolState};
+    use weir_wire::control::{EndpointState, PoolState, Recent};
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
@@ -183,12 +203,21 @@ mod tests {
             kv_tokens: 100,
             kv_usage: Some(0.4),
             engine_busy: Some(5),
+            concurrency: Some(64),
+            kv_capacity_tokens: Some(9_000),
             ..EndpointState::default()
         };
         let one = PoolState {
             in_flight: 2,
             held: 1,
             last_activity_age_ms: Some(30_000),
+            recent: Some(Recent {
+                window_ms: 300_000,
+                slo_met: 3,
+                slo_total: 4,
+                ttft_p95_ms: Some(900),
+            }),
+            prefill_tokens_per_s: Some(9_000.0),
             endpoints: vec![endpoint.clone()],
             ..PoolState::default()
         };
@@ -197,6 +226,13 @@ mod tests {
             queued: 3,
             endpoints: vec![endpoint],
             fenced: true,
+            recent: Some(Recent {
+                window_ms: 300_000,
+                slo_met: 1,
+                slo_total: 1,
+                ttft_p95_ms: Some(1_200),
+            }),
+            prefill_tokens_per_s: Some(8_000.0),
             ..PoolState::default()
         };
         let sum = Demand::of(&[view("a", Some(one)), view("b", Some(two)), view("c", None)]);
@@ -220,6 +256,16 @@ mod tests {
             ),
             (4, 200, Some(5), Some(0.4))
         );
+        assert_eq!(
+            (merged.concurrency, merged.kv_capacity_tokens),
+            (Some(64), Some(9_000))
+        );
+        assert_eq!(
+            (sum.window, sum.slo_met, sum.slo_total),
+            (Some(Duration::from_secs(300)), 4, 5)
+        );
+        assert_eq!(sum.ttft_p95, Some(Duration::from_millis(1_200)));
+        assert_eq!(sum.prefill, Some(8_000.0));
         assert!(sum.fenced);
         assert_eq!(sum.eligible(), 1);
     }

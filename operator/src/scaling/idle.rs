@@ -1,7 +1,8 @@
 //! When a pool has been idle long enough to stop. Pure; all costs in seconds of one running engine pod.
 //!
 //! Keeping an idle engine pod for a second costs one second of it. Stopping and starting again costs the start itself
-//! (the pod runs, and serves nothing) and the waiting of the requests that come meanwhile. Where both are equal is
+//! (the pod runs, and serves nothing), the waiting of the requests that come meanwhile, and computing again what the KV
+//! cache held. Where both are equal is
 //! the break-even; stopping exactly there never costs more than twice what a stop at the best moment would have
 //! (the ski-rental bound). The hourly price multiplies both sides and cancels.
 
@@ -29,10 +30,12 @@ pub struct StopCost {
     pub waiting_weight: f64,
     /// Requests a second that follow the first one after a gap, λ.
     pub arrivals: f64,
+    /// Seconds to compute again what the KV cache held (`refill.rs`); `None`: unknown, and left out.
+    pub refill: Option<f64>,
 }
 
-/// `B = E[S] + w·(E[S] + λ·E[S²]/2)`: the start, and the waiting of the first request (a whole start) and of those
-/// that come while it lasts (λ·S of them, half a start each on average).
+/// `B = E[S] + w·(E[S] + λ·E[S²]/2) + refill`: the start, and the waiting of the first request (a whole start) and of those
+/// that come while it lasts (λ·S of them, half a start each on average), and the KV cache.
 #[must_use]
 pub fn break_even(cost: StopCost) -> Duration {
     let StopCost {
@@ -40,8 +43,9 @@ pub fn break_even(cost: StopCost) -> Duration {
         start_squared,
         waiting_weight,
         arrivals,
+        refill,
     } = cost;
-    let seconds = start + waiting_weight * (start + arrivals * start_squared / 2.0);
+    let seconds = start + waiting_weight * (start + arrivals * start_squared / 2.0) + refill.unwrap_or(0.0);
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
@@ -54,9 +58,10 @@ pub fn arrivals_behind(cost: StopCost, break_even: Duration) -> Option<f64> {
         start_squared,
         waiting_weight,
         arrivals: _,
+        refill,
     } = cost;
     let each = waiting_weight * start_squared / 2.0;
-    let rest = break_even.as_secs_f64() - start - waiting_weight * start;
+    let rest = break_even.as_secs_f64() - start - waiting_weight * start - refill.unwrap_or(0.0);
     // A status is rounded: less than half of that step is nothing that was learned.
     let noise = rounding(break_even).as_secs_f64() / 2.0 + 1e-3;
     (each > 0.0 && rest > noise).then_some(rest / each)
@@ -189,6 +194,8 @@ pub fn idle_since(clock: &Clock<'_>) -> Result<Timestamp, Blocker> {
 pub struct Verdict {
     /// Idleness that costs as much as a stop and a start.
     pub break_even: Duration,
+    /// Of that, the refill of the KV cache; `None`: unknown, and left out.
+    pub refill: Option<Duration>,
     /// Idleness after which it stops.
     pub threshold: Option<Duration>,
     /// Since when it is idle, or why it is not.
@@ -209,6 +216,9 @@ pub fn judge(clock: &Clock<'_>, cost: StopCost, policy: Policy, keep: bool) -> V
     };
     Verdict {
         break_even,
+        refill: cost
+            .refill
+            .map(|refill| Duration::try_from_secs_f64(refill).unwrap_or(Duration::MAX)),
         threshold,
         since,
         zero_at,
@@ -232,8 +242,10 @@ pub fn sentence(verdict: &Verdict, cost: StopCost, policy: Policy, samples: u32)
             };
             let start = human(Duration::try_from_secs_f64(cost.start).unwrap_or(Duration::MAX));
             let even = human(verdict.break_even);
+            let refill = verdict.refill.map_or_else(|| "unknown".to_owned(), human);
             let mut text = format!(
-                "a start takes {start} ({source}) and waiting weighs {}, so stopping pays after {even} of idleness",
+                "a start takes {start} ({source}), waiting weighs {} and KV refill is {refill}, so stopping pays after \
+                 {even} of idleness",
                 cost.waiting_weight
             );
             if let Some(threshold) = verdict

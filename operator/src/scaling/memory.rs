@@ -51,6 +51,8 @@ pub struct Memory {
     pub hurried: BTreeSet<String>,
     /// Pods restarted because their start took too long, since the last one that served.
     pub timeouts: u32,
+    /// Prompt tokens that an endpoint reads a second, as a gateway said last: one that has just started knows nothing.
+    pub prefill: Option<f64>,
     /// Requests a second that came after the first one while the pool started, newest last.
     arrivals: Vec<f64>,
     held_peak: u32,
@@ -74,6 +76,7 @@ impl Memory {
 
     /// Takes in what is seen now: starts that end, load, hours.
     pub fn observe(&mut self, pods: &[EnginePod], demand: &Demand, now: Timestamp) {
+        self.prefill = demand.prefill.or(self.prefill);
         if demand.load() > 0 {
             self.not_before = self.not_before.max(Some(now));
         }

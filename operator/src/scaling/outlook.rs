@@ -10,6 +10,7 @@ use super::{
     cost::Ledger,
     decide::{Decision, Mode},
     demand::Demand,
+    idle::Policy,
     pods::{EnginePod, Trouble},
     starts::Starts,
 };
@@ -22,6 +23,8 @@ pub struct Outlook {
     pub uid: String,
     /// Whether the pool may run.
     pub mode: Mode,
+    /// When it may stop.
+    pub policy: Policy,
     /// Replicas asked for.
     pub desired: u32,
     /// What was decided.
@@ -51,7 +54,7 @@ pub struct Outlook {
 }
 
 impl Outlook {
-    /// The part that status shows at once; the rest is activity, shown a few seconds later.
+    /// The part that status shows at once (of the threshold what a user changes, not what moves with every answer); the rest is activity, shown a few seconds later.
     fn urgent(&self) -> impl PartialEq + use<> {
         let troubles: Vec<Option<Trouble>> = self.pods.iter().map(|pod| pod.trouble.clone()).collect();
         (
@@ -79,7 +82,7 @@ impl Outlook {
                 self.refused.clone(),
                 self.failure.clone(),
                 self.configurations.clone(),
-                self.decision.verdict.threshold,
+                (self.policy, self.decision.verdict.threshold.is_some()),
             ),
         )
     }
@@ -95,9 +98,12 @@ impl Outlook {
                 self.demand.held,
                 self.demand.open_workflows,
             ),
+            self.decision.verdict.threshold,
             (
+                self.demand.window,
                 self.demand.slo_met,
                 self.demand.slo_total,
+                self.demand.ttft_p95,
                 self.epoch,
                 self.starts.phases,
             ),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use weir_wire::sidecar::AUTO_CONCURRENCY;
 
 use super::{
     demand::Demand,
@@ -11,8 +12,6 @@ use super::{
 
 /// Share of a pod's concurrency that the pods left after a removal may fill: keeps a pool from swinging.
 const FILL_AFTER_REMOVAL: f64 = 0.8;
-/// Requests in flight at one endpoint when neither the spec nor experience tells: what a gateway allows a static one.
-const CONCURRENCY_PRIOR: u32 = 256;
 
 /// `spec.scaling` and what one pod can take.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,8 +39,8 @@ pub struct Trend {
     pub short_since: Option<Timestamp>,
     /// Since when one less would have been enough.
     pub surplus_since: Option<Timestamp>,
-    /// Most requests that one endpoint had in flight while others waited: what a pod takes, when nobody said so.
-    pub seen_concurrency: Option<u32>,
+    /// Requests that one endpoint works on at once, as gateways said last.
+    pub told_concurrency: Option<u32>,
 }
 
 /// What there is now.
@@ -82,11 +81,13 @@ fn ceil_div(load: u32, per_pod: f64) -> u32 {
     pods
 }
 
+/// Requests that one pod works on at once: what the spec says its sidecar is to allow, else what sidecars said last,
+/// else (before the first pod ever served) what a sidecar allows by itself.
 fn per_pod(bounds: &Bounds, trend: &Trend) -> u32 {
     bounds
         .concurrency
-        .or(trend.seen_concurrency)
-        .unwrap_or(CONCURRENCY_PRIOR)
+        .or(trend.told_concurrency)
+        .unwrap_or(AUTO_CONCURRENCY)
         .max(1)
 }
 
@@ -108,21 +109,16 @@ fn for_kv(demand: &Demand, share: f64) -> u32 {
     pods
 }
 
-fn learn(bounds: &Bounds, trend: Trend, demand: &Demand) -> Trend {
-    if bounds.concurrency.is_some() || demand.queued == 0 {
-        return trend;
-    }
-    let busiest = demand
+/// Of endpoints that differ, as in a rollout, the one that takes least counts.
+fn hear(trend: Trend, demand: &Demand) -> Trend {
+    let told = demand
         .endpoints
         .values()
-        .filter(|e| e.eligible)
-        .map(|e| e.in_flight)
-        .max()
-        .unwrap_or(0);
+        .filter(|endpoint| endpoint.eligible)
+        .filter_map(|endpoint| endpoint.concurrency)
+        .min();
     Trend {
-        seen_concurrency: trend
-            .seen_concurrency
-            .max(Some(busiest).filter(|busiest| *busiest > 0)),
+        told_concurrency: told.or(trend.told_concurrency),
         ..trend
     }
 }
@@ -143,7 +139,7 @@ pub fn wanted(bounds: &Bounds, trend: Trend, now: Now<'_>) -> Wanted {
         demand,
         at,
     } = now;
-    let mut trend = learn(bounds, trend, demand);
+    let mut trend = hear(trend, demand);
     let per_pod = f64::from(per_pod(bounds, &trend));
     let max = bounds.max.max(bounds.min);
     let load = demand.load();
@@ -402,23 +398,75 @@ mod tests {
     }
 
     #[test]
-    fn concurrency_is_learned_from_a_full_endpoint() {
+    fn a_pod_takes_what_the_spec_or_its_sidecar_says() {
+        let endpoint = |concurrency, eligible| Endpoint {
+            eligible,
+            concurrency,
+            in_flight: 3,
+            ..Endpoint::default()
+        };
+        // Spec, endpoints, what was heard before → requests at once.
+        let check = |spec: Option<u32>, endpoints: &[Endpoint], before: Option<u32>, expected: u32| {
+            let bounds = Bounds {
+                concurrency: spec,
+                ..bounds()
+            };
+            let demand = Demand {
+                endpoints: endpoints
+                    .iter()
+                    .enumerate()
+                    .map(|(index, endpoint)| (index.to_string(), endpoint.clone()))
+                    .collect(),
+                // A queue beside an endpoint that is not full teaches nothing.
+                ..demand(3, 1, 0)
+            };
+            let trend = hear(
+                Trend {
+                    told_concurrency: before,
+                    ..Trend::default()
+                },
+                &demand,
+            );
+            assert_eq!(
+                per_pod(&bounds, &trend),
+                expected,
+                "{spec:?} {endpoints:?} {before:?}"
+            );
+        };
+        check(Some(10), &[endpoint(Some(4), true)], None, 10);
+        check(None, &[endpoint(Some(4), true)], None, 4);
+        check(
+            None,
+            &[endpoint(Some(4), true), endpoint(Some(9), true)],
+            Some(2),
+            4,
+        );
+        check(None, &[endpoint(Some(4), false)], Some(9), 9);
+        check(None, &[], Some(9), 9);
+        check(None, &[endpoint(None, true)], None, AUTO_CONCURRENCY);
+    }
+
+    #[test]
+    fn what_sidecars_said_is_remembered_at_zero() {
         let bounds = Bounds {
             concurrency: None,
             ..bounds()
         };
-        let mut demand = demand(4, 4, 0);
-        demand.endpoints.insert(
+        let mut serving = demand(4, 4, 0);
+        serving.endpoints.insert(
             "a".to_owned(),
             Endpoint {
                 eligible: true,
-                in_flight: 4,
+                concurrency: Some(4),
                 ..Endpoint::default()
             },
         );
-        let first = look(&bounds, Trend::default(), 1, &demand, 0);
-        assert_eq!(first.trend.seen_concurrency, Some(4));
-        assert_eq!(look(&bounds, first.trend, 1, &demand, 1).replicas, 2);
+        let first = look(&bounds, Trend::default(), 1, &serving, 0);
+        assert_eq!(look(&bounds, first.trend, 1, &serving, 1).replicas, 2);
+        let zero = look(&bounds, first.trend, 0, &demand(0, 0, 9), 2);
+        assert_eq!(zero.replicas, 3);
+        let never = look(&bounds, Trend::default(), 0, &demand(0, 0, 65), 2);
+        assert_eq!(never.replicas, 2, "what a sidecar allows by itself");
     }
 
     proptest::proptest! {
@@ -430,7 +478,7 @@ mod tests {
             let bounds = Bounds { min, max: (min + span).max(1), ..bounds() };
             let demand = demand(in_flight, queued, held);
             let trend = Trend {
-                short_since: Some(at(since)), surplus_since: Some(at(since)), seen_concurrency: None,
+                short_since: Some(at(since)), surplus_since: Some(at(since)), told_concurrency: None,
             };
             let now = Now { replicas, starting, rolling: false, demand: &demand, at: at(second) };
             let wanted = wanted(&bounds, trend, now).replicas;

@@ -1,5 +1,7 @@
 //! A scaler's memory from a pool's status: what was learned outlives the operator. Pure.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use kube::ResourceExt;
 use weir_crds::{Decimal, LLMPool, names};
@@ -52,6 +54,11 @@ pub(super) fn memory(pool: &LLMPool, view: &View, now: Timestamp) -> Memory {
         start_squared,
         waiting_weight: pool.spec.idle.waiting_weight.value(),
         arrivals: 0.0,
+        refill: status
+            .idle
+            .as_ref()
+            .and_then(|idle| idle.refill)
+            .map(|refill| Duration::from(refill).as_secs_f64()),
     };
     memory.learn_arrivals(break_even.and_then(|even| idle::arrivals_behind(cost, even.into())));
     memory.not_before = idle_since;
@@ -69,4 +76,57 @@ fn last_status_write(pool: &LLMPool) -> Option<Timestamp> {
         })
         .filter_map(|entry| entry.time.as_ref().map(|at| at.0))
         .max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scaling::{
+        decide::Settings,
+        demand::Demand,
+        idle::{StopCost, break_even},
+    };
+
+    #[test]
+    fn arrivals_are_learned_from_the_break_even_without_its_refill() {
+        let mut pool: LLMPool = serde_json::from_value(serde_json::json!({
+            "apiVersion": "weir.dev/v1alpha1", "kind": "LLMPool", "metadata": {"name": "p"},
+            "spec": {
+                "model": {"name": "m", "source": "hf://o/m"},
+                "engine": {"type": "VLLM", "image": "i"},
+                "idle": {"waitingWeight": "2"},
+            },
+        }))
+        .unwrap();
+        let cost = |refill| StopCost {
+            start: 10.0,
+            start_squared: 100.0,
+            waiting_weight: 2.0,
+            arrivals: 0.3,
+            refill,
+        };
+        let mut restored = |refill: Option<f64>| {
+            let even = weir_crds::millis(break_even(cost(refill)));
+            let mut status = serde_json::json!({
+                "idle": {"breakEven": even}, "coldStart": {"samples": 1, "recent": ["10s"]},
+            });
+            if let Some(refill) = refill {
+                status["idle"]["refill"] =
+                    serde_json::to_value(weir_crds::millis(Duration::from_secs_f64(refill))).unwrap();
+            }
+            pool.status = Some(serde_json::from_value(status).unwrap());
+            let view = View {
+                settings: Settings::of(&pool.spec, false),
+                replicas: Some(0),
+                rolling: false,
+                pods: Vec::new(),
+                demand: Demand::default(),
+            };
+            memory(&pool, &view, Timestamp::UNIX_EPOCH).arrivals()
+        };
+        for refill in [None, Some(0.0), Some(45.5)] {
+            let found = restored(refill);
+            assert!((found - 0.3).abs() < 1e-3, "{refill:?}: {found}");
+        }
+    }
 }

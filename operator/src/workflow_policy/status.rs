@@ -7,6 +7,7 @@ use kube::ResourceExt;
 use weir_crds::{
     LLMPool, WorkflowPolicy, WorkflowPolicyStatus,
     condition::{self, ConditionType, Reason, State, Wanted},
+    millis,
     workflowpolicy::PolicyGoodput,
 };
 
@@ -103,7 +104,11 @@ pub fn derive(
             })
         }),
         goodput: (total > 0).then(|| PolicyGoodput {
-            window: None,
+            window: known
+                .iter()
+                .filter_map(|outlook| outlook.demand.window)
+                .max()
+                .map(millis),
             percent: u8::try_from(met.min(total).saturating_mul(100) / total).ok(),
             requests: Some(total),
         }),

@@ -336,3 +336,40 @@ fn a_pod_that_served_before_is_no_cold_start() {
     );
     assert_eq!(memory.starts.samples, 0);
 }
+
+#[test]
+fn what_the_kv_cache_holds_keeps_a_pool_longer_even_when_its_gateway_is_new() {
+    let mut memory = Memory::default();
+    let look = |memory: &mut Memory, prefill: Option<f64>| {
+        let endpoint = Endpoint {
+            eligible: true,
+            workflows: 2,
+            kv_tokens: 60_000,
+            ..Endpoint::default()
+        };
+        let demand = Demand {
+            prefill,
+            endpoints: [("a".to_owned(), endpoint)].into(),
+            ..known(Some(100))
+        };
+        let mut view = view(1, vec![pod("a", 0, Some(0))], demand);
+        view.settings.policy = Policy::BreakEven {
+            min_after: None,
+            max_after: None,
+        };
+        let decision = decide(&view, memory, at(110));
+        (
+            decision.verdict.zero_at,
+            decision.verdict.refill,
+            decision.sentence,
+        )
+    };
+    // A prior of 30 s and its waiting: a minute, and nobody knows what a refill takes.
+    let (zero_at, refill, sentence) = look(&mut memory, None);
+    assert_eq!((zero_at, refill), (Some(at(160)), None));
+    assert!(sentence.contains("KV refill is unknown"), "{sentence}");
+    let known = look(&mut memory, Some(5_000.0));
+    assert_eq!((known.0, known.1), (Some(at(172)), Some(secs(12))));
+    // A gateway that has just started has learned nothing: what the one before learned still holds.
+    assert_eq!(look(&mut memory, None), known);
+}

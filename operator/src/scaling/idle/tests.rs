@@ -9,7 +9,12 @@ fn cost(start: f64, start_squared: f64, waiting_weight: f64, arrivals: f64) -> S
         start_squared,
         waiting_weight,
         arrivals,
+        refill: Some(0.0),
     }
+}
+
+fn with_refill(cost: StopCost, refill: Option<f64>) -> StopCost {
+    StopCost { refill, ..cost }
 }
 
 fn at(second: i64) -> Timestamp {
@@ -31,6 +36,11 @@ fn break_even_by_hand() {
         (cost(60.0, 3_600.0, 1.0, 0.1), 300.0),
         // Starts of 2 s and 4 s: E = 3, E² = 10; 3 + 2·(3 + 0.5·10/2) = 14
         (cost(3.0, 10.0, 2.0, 0.5), 14.0),
+        // The KV cache is computed again once, whatever waiting weighs.
+        (with_refill(cost(60.0, 3_600.0, 0.0, 5.0), Some(12.5)), 72.5),
+        (with_refill(cost(3.0, 10.0, 2.0, 0.5), Some(6.0)), 20.0),
+        // Unknown is left out, and said so by the sentence.
+        (with_refill(cost(3.0, 10.0, 2.0, 0.5), None), 14.0),
     ] {
         assert_eq!(break_even(given), Duration::from_secs_f64(expected), "{given:?}");
     }
@@ -40,6 +50,9 @@ fn break_even_by_hand() {
 fn arrivals_are_found_behind_a_break_even() {
     let known = cost(3.0, 10.0, 2.0, 0.5);
     let found = arrivals_behind(known, break_even(known)).unwrap();
+    assert!((found - 0.5).abs() < 1e-9, "{found}");
+    let filled = with_refill(known, Some(6.0));
+    let found = arrivals_behind(filled, break_even(filled)).unwrap();
     assert!((found - 0.5).abs() < 1e-9, "{found}");
     assert_eq!(arrivals_behind(cost(3.0, 10.0, 0.0, 0.0), secs(3)), None);
     assert_eq!(arrivals_behind(cost(3.0, 10.0, 1.0, 0.0), secs(6)), None);
@@ -205,6 +218,41 @@ fn the_verdict_names_the_instant_and_the_sentence_does_not_tick() {
     let kept = judge(&clock, cost, policy, true);
     assert_eq!((kept.threshold, kept.zero_at), (None, None));
     assert!(sentence(&kept, cost, policy, 0).contains("minReplicas keeps it running"));
+}
+
+#[test]
+fn the_sentence_names_the_refill_or_says_that_it_is_unknown() {
+    let policy = Policy::BreakEven {
+        min_after: None,
+        max_after: None,
+    };
+    let demand = idle_demand();
+    let check = |refill: Option<f64>, expected: &str| {
+        let cost = with_refill(cost(10.0, 100.0, 1.0, 0.0), refill);
+        let clock = Clock {
+            demand: &demand,
+            starting: None,
+            first_ready: None,
+            not_before: None,
+            now: at(12),
+        };
+        let verdict = judge(&clock, cost, policy, false);
+        assert_eq!(verdict.refill.map(|it| it.as_secs_f64()), refill);
+        let text = sentence(&verdict, cost, policy, 3);
+        assert!(text.contains(expected), "{text}");
+    };
+    check(
+        Some(4.5),
+        "waiting weighs 1 and KV refill is 4s500ms, so stopping pays after 24s500ms of idleness",
+    );
+    check(
+        Some(0.0),
+        "KV refill is 0s, so stopping pays after 20s of idleness",
+    );
+    check(
+        None,
+        "KV refill is unknown, so stopping pays after 20s of idleness",
+    );
 }
 
 proptest::proptest! {
