@@ -226,8 +226,17 @@ async fn a_pool_wakes_serves_grows_and_returns_to_zero() -> Result<()> {
                 idle.is_some_and(|idle| idle.break_even.is_some() && idle.zero_at.is_some())
             })
             .await?;
+        let goodput = idle.goodput.context("streams had objectives")?;
+        ensure!(
+            goodput.window.is_some() && goodput.ttft_p95.is_some() && goodput.percent.is_some(),
+            "{goodput:?}"
+        );
         let reason = idle.idle.and_then(|idle| idle.reason).unwrap_or_default();
-        ensure!(!reason.is_empty(), "the countdown says why");
+        ensure!(
+            reason.contains("KV refill is "),
+            "the countdown says why: {reason}"
+        );
+        Progress::new().say(format_args!("{reason}; {goodput:?}"));
         expect_cells(&space, &[("STATUS", "Serving")]).await?;
         let zero = pool.at_zero(PATIENCE).await?;
         ensure!(zero.cost.is_some(), "the pool knows what it has cost");

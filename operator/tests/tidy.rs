@@ -29,6 +29,7 @@ const PURE: [&str; 30] = [
     "scaling/instant.rs",
     "scaling/memory.rs",
     "scaling/pods.rs",
+    "scaling/refill.rs",
     "scaling/replicas.rs",
     "scaling/restore.rs",
     "scaling/starts.rs",

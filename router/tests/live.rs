@@ -1,6 +1,8 @@
 //! A configuration that changes while connections are open: the new limits bite on the next connection, and the open
 //! ones keep what they began with.
 
+#![expect(clippy::unwrap_used, reason = "a stage that fails ends its test")]
+
 mod stage;
 
 use std::{fs, path::Path, sync::Arc};
