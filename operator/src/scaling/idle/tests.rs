@@ -243,7 +243,7 @@ fn the_sentence_names_the_refill_or_says_that_it_is_unknown() {
     };
     check(
         Some(4.5),
-        "waiting weighs 1 and KV refill is 4s500ms, so stopping pays after 24s500ms of idleness",
+        "waiting weighs 1 and KV refill is 4.5s, so stopping pays after 24.5s of idleness",
     );
     check(
         Some(0.0),
