@@ -12,7 +12,10 @@ use tokio::{
 };
 
 use crate::{
-    cluster::{Cluster, command::Group},
+    cluster::{
+        Cluster,
+        command::{Group, tied},
+    },
     condition::{Seen, await_condition},
 };
 
@@ -27,7 +30,8 @@ pub struct Reach {
     _forward: Option<Forward>,
 }
 
-/// A running `kubectl port-forward`. It writes a line for every connection, and ends when nobody reads them.
+/// A running `kubectl port-forward`. It writes a line for every connection, and ends when nobody reads them, or when
+/// this process has ended.
 #[derive(Debug)]
 struct Forward {
     _child: tokio::process::Child,
@@ -112,16 +116,17 @@ impl Reach {
 /// `target` cannot be forwarded.
 pub async fn forward(cluster: &Cluster, namespace: &str, target: &str, port: u16) -> Result<Reach> {
     let ports = format!(":{port}");
-    let mut forward = cluster.kubectl(&[
+    let mut forward = tied(&cluster.kubectl(&[
         "port-forward",
         "--address=127.0.0.1",
         "-n",
         namespace,
         target,
         &ports,
-    ])?;
+    ])?);
+    // The input stays open as long as the child is kept.
     forward
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0);

@@ -66,15 +66,47 @@ pub async fn run(command: Command) -> Result<String> {
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_with(mut command: Command, detail: &Detail) -> Result<String> {
+pub async fn run_with(command: Command, detail: &Detail) -> Result<String> {
+    to_its_end(command, Stdio::null(), detail).await
+}
+
+/// As [`run_with`], for a program that ends when its input does: the other end is held by this process alone, so that
+/// the program ends even when this process is killed.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_tied(command: Command, detail: &Detail) -> Result<String> {
+    to_its_end(command, Stdio::piped(), detail).await
+}
+
+/// A program that reads no input, with a shell beside it that ends it when the given input ends: with
+/// [`Stdio::piped`] it cannot outlive this process, even when that is killed.
+#[must_use]
+pub fn tied(program: &Command) -> Command {
+    const TIE: &str = r#"exec 3<&0; (cat <&3; kill $$) >/dev/null 2>&1 & exec "$@" </dev/null 3<&-"#;
+    let program = program.as_std();
+    let mut tied = command("sh", ["-c", TIE, "tied"]);
+    tied.arg(program.get_program()).args(program.get_args());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => tied.env(name, value),
+            None => tied.env_remove(name),
+        };
+    }
+    tied
+}
+
+async fn to_its_end(mut command: Command, input: Stdio, detail: &Detail) -> Result<String> {
     let shown = shown(&command);
     command
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0);
     let mut child = command.spawn().with_context(|| format!("starting `{shown}`"))?;
     let mut group = Group::of(&child);
+    // `wait` would close it at once.
+    let held = child.stdin.take();
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let (stdout, stderr, status) = tokio::join!(
         read(stdout, detail, None),
@@ -82,6 +114,7 @@ pub async fn run_with(mut command: Command, detail: &Detail) -> Result<String> {
         child.wait()
     );
     group.ended();
+    drop(held);
     let (stdout, stderr) = (stdout?, stderr?);
     let status = status?;
     if !status.success() {
@@ -147,7 +180,7 @@ async fn read(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::process::Record, *};
 
     #[tokio::test]
     async fn output_and_failure_are_told_apart() {
@@ -164,26 +197,60 @@ mod tests {
         let file = directory.path().join("pid");
         let script = format!("sleep 600 & echo $! > {}; wait", file.display());
         let wait = run(command("sh", ["-c", &script]));
-        let appeared = async {
-            loop {
-                if let Ok(text) = std::fs::read_to_string(&file)
-                    && let Ok(pid) = text.trim().parse::<i32>()
-                {
-                    return pid;
-                }
-                tokio::task::yield_now().await;
-            }
-        };
         let pid = tokio::select! {
-            pid = appeared => pid,
+            pid = written_pid(&file) => pid,
             ended = wait => panic!("ended early: {ended:?}"),
         };
+        assert!(ended(pid).await, "the grandchild {pid} outlived the wait");
+    }
+
+    #[tokio::test]
+    async fn a_tied_program_ends_with_its_input() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = directory.path().join("pid");
+        let script = format!("echo $$ > {}; exec sleep 600", file.display());
+        let mut child = tied(&command("sh", ["-c", &script]))
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("a shell");
+        let pid = written_pid(&file).await;
+        assert!(Record::of(pid).is_some());
+        // What the kernel does for a process that is killed.
+        drop(child.stdin.take());
+        assert!(ended(pid).await, "the program {pid} outlived its input");
+        child.wait().await.expect("the program's end");
+    }
+
+    #[tokio::test]
+    async fn a_tied_program_that_ends_by_itself_closes_its_output() {
+        let mut tied = tied(&command("sh", ["-c", "echo said; exit 7"]));
+        let child = tied.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = child.expect("a shell");
+        let held = child.stdin.take();
+        let output = read(child.stdout.take(), &Detail::default(), None).await;
+        assert_eq!(output.expect("lines"), ["said"]);
+        assert_eq!(child.wait().await.expect("an end").code(), Some(7));
+        drop(held);
+    }
+
+    async fn written_pid(file: &std::path::Path) -> i32 {
+        loop {
+            if let Ok(text) = std::fs::read_to_string(file)
+                && let Ok(pid) = text.trim().parse::<i32>()
+            {
+                return pid;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn ended(pid: i32) -> bool {
         for _ in 0..200 {
-            if super::super::process::Record::of(pid).is_none() {
-                return;
+            if Record::of(pid).is_none() {
+                return true;
             }
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
-        panic!("the grandchild {pid} outlived the wait");
+        false
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
 use weir_e2e::cluster::{
-    command::{command, run_with},
+    command::{command, run_tied},
     progress::{Detail, Progress},
 };
 
@@ -107,12 +107,13 @@ pub(crate) async fn play(
             "--output-scale",
             "0.2",
         ])
+        .arg("--until-stdin-closes")
         .arg("--records")
         .arg(directory.join("requests.jsonl"))
         .arg("--summary")
         .arg(&summary);
     let detail = Detail::default();
-    let run = async { run_with(command, &detail).await.map(|_| ()) };
+    let run = async { run_tied(command, &detail).await.map(|_| ()) };
     let what = format!(
         "playing {} agent sessions, {} at once, from {trace}",
         args.sessions, args.concurrency
