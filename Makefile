@@ -54,7 +54,7 @@ test-unit: setup ## Unit, property and in-process tests
 test-cluster: setup ## Tests on a real Kubernetes (TESTS="name..." for some, WEIR_E2E_KEEP=1 leaves it running)
 	@$(call loud,compiling static binaries for images) env $(IMAGE_BUILD)
 	@$(call loud,compiling cluster tests) cargo test --locked --workspace --no-run $(addprefix --test ,$(or $(TESTS),$(CLUSTER_TESTS)))
-	@if [ -z "$${WEIR_E2E_KEEP:-}" ]; then trap '$(TARGET)/debug/cluster down' EXIT; $(TARGET)/debug/cluster up --owner $$$$; \
+	@if [ -z "$${WEIR_E2E_KEEP:-}" ]; then trap "$(TARGET)/debug/cluster down --owner $$$$" EXIT; $(TARGET)/debug/cluster up --owner $$$$; \
 	 else $(TARGET)/debug/cluster up; fi; \
 	 cargo test --locked --workspace $(addprefix --test ,$(or $(TESTS),$(CLUSTER_TESTS)))
 
@@ -115,7 +115,7 @@ bench-schedule: setup ## Events per second of the scheduler, with thousands wait
 .PHONY: bench-wake
 bench-wake: setup cluster-bin ## Held request to replica patch, ready to dispatch, and the quiet operator, on a real Kubernetes
 	@$(call loud,compiling static binaries) env $(IMAGE_BUILD)
-	@trap '$(TARGET)/debug/cluster down' EXIT; $(TARGET)/debug/cluster up --owner $$$$; \
+	@trap "$(TARGET)/debug/cluster down --owner $$$$" EXIT; $(TARGET)/debug/cluster up --owner $$$$; \
 	 cargo run --locked --quiet -p weir-e2e --bin bench_wake
 
 ## Images and clusters

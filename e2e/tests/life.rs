@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use weir_crds::LLMPoolStatus;
 use weir_e2e::{
     TestNamespace,
     client::{Answer, Caller, Chat},
@@ -36,6 +37,16 @@ const COLUMNS: [&str; 10] = [
     "GOODPUT",
     "AGE",
 ];
+
+/// How long the simulator takes to start.
+const STARTUP: Duration = Duration::from_secs(1);
+/// What a wake may take beyond [`STARTUP`]: scheduling, containers and probes take about a second on an idle machine,
+/// here on one that compiles and tests beside it.
+const AROUND: Duration = Duration::from_secs(20);
+/// What a held request may wait beyond the measured start: the order before it, the dispatch after it.
+const BESIDE: Duration = Duration::from_secs(5);
+/// The figures are rounded to milliseconds, each by itself.
+const ROUNDING: Duration = Duration::from_millis(5);
 
 /// One agent's conversation: every turn says all that was said before, and something new.
 struct Conversation {
@@ -118,6 +129,31 @@ fn replicas_written(space: &TestNamespace, mark: Mark) -> Result<Vec<(i64, Strin
     Ok(written)
 }
 
+/// Checks the last measured start against the simulator's own time, its phases, and what the request that caused it
+/// waited.
+fn check_start(status: &LLMPoolStatus, samples: u32, answer: &Answer) -> Result<()> {
+    let start = status.cold_start.as_ref().context("a start was measured")?;
+    let (last, phases) = start.last.zip(start.phases.as_ref()).context("no figures")?;
+    let last = Duration::from(last);
+    ensure!(start.samples == samples, "{} starts measured", start.samples);
+    ensure!(
+        (STARTUP..=STARTUP + AROUND).contains(&last),
+        "a start of {last:?}; the engine takes {STARTUP:?}"
+    );
+    let parts = [phases.schedule, phases.pull, phases.start, phases.load];
+    let sum: Duration = parts.into_iter().flatten().map(Duration::from).sum();
+    ensure!(
+        sum.abs_diff(last) <= ROUNDING,
+        "the phases sum to {sum:?}, the start took {last:?}: {phases:?}"
+    );
+    let waited = answer.queued().context("no waiting time")?;
+    ensure!(
+        (STARTUP..=last + BESIDE).contains(&waited),
+        "waited {waited:?} for a start of {last:?}"
+    );
+    Ok(())
+}
+
 async fn first_wake(pool: &Pool, caller: &Caller, agent: &mut Conversation) -> Result<Answer> {
     let mark = pool.space.cluster.audit()?.mark()?;
     let answer = agent
@@ -142,10 +178,7 @@ async fn first_wake(pool: &Pool, caller: &Caller, agent: &mut Conversation) -> R
         written.iter().all(|(_, user)| user.ends_with(":weir-operator")),
         "{written:?}"
     );
-    ensure!(
-        status.cold_start.is_some_and(|start| start.samples == 1),
-        "one start was measured"
-    );
+    check_start(&status, 1, &answer)?;
     Ok(answer)
 }
 
@@ -249,8 +282,12 @@ async fn a_pool_wakes_serves_grows_and_returns_to_zero() -> Result<()> {
             "{:?}",
             again.headers
         );
-        tokio::time::timeout(Duration::from_secs(60), pool.serving(1, PATIENCE)).await??;
-        Ok(())
+        let status = pool
+            .until("to have measured the second wake", PATIENCE, |status| {
+                status.cold_start.as_ref().is_some_and(|start| start.samples > 2)
+            })
+            .await?;
+        check_start(&status, 3, &again)
     })
     .await
 }

@@ -40,7 +40,11 @@ enum Verb {
         owner: Option<i32>,
     },
     /// End the cluster and remove all its traces.
-    Down,
+    Down {
+        /// Only take back what `up --owner` said: whoever else has joined keeps it.
+        #[arg(long)]
+        owner: Option<i32>,
+    },
     /// Show what runs.
     Status,
     /// Build IMAGE from DIRECTORY (with a Dockerfile) and hand it to the cluster.
@@ -80,7 +84,7 @@ async fn run(args: Args, progress: &Progress) -> Result<()> {
         Verb::Guard => return Plane::new(&cache, &args.name)?.guard(progress).await,
         Verb::Build => return Plane::new(&cache, &args.name)?.build(progress).await,
         Verb::Up { .. }
-        | Verb::Down
+        | Verb::Down { .. }
         | Verb::Status
         | Verb::LoadImage { .. }
         | Verb::Images
@@ -89,7 +93,8 @@ async fn run(args: Args, progress: &Progress) -> Result<()> {
     let cluster = Cluster::named(&args.name).await?;
     match args.verb {
         Verb::Up { owner } => up(&cluster, owner, progress).await,
-        Verb::Down => cluster.down(progress).await,
+        Verb::Down { owner: None } => cluster.down(progress).await,
+        Verb::Down { owner: Some(pid) } => cluster.release(process(pid)?, progress).await,
         Verb::Status => status(&cluster).await,
         Verb::LoadImage { image, directory } => {
             let archive = images::build(&cache, &image, &directory, progress).await?;
@@ -110,18 +115,18 @@ async fn run(args: Args, progress: &Progress) -> Result<()> {
     }
 }
 
+fn process(pid: i32) -> Result<Owner> {
+    let record = Record::of(pid).with_context(|| format!("the owner {pid} does not run"))?;
+    Ok(Owner::Process(record))
+}
+
 async fn up(cluster: &Cluster, owner: Option<i32>, progress: &Progress) -> Result<()> {
-    let owner = match owner {
-        Some(pid) => {
-            Owner::Process(Record::of(pid).with_context(|| format!("the owner {pid} does not run"))?)
-        }
-        None => Owner::Nobody,
-    };
+    let owner = owner.map_or(Ok(Owner::Nobody), process)?;
     tokio::select! {
         result = cluster.up(owner, progress) => { result?; }
         signal = interrupted() => {
             progress.say(format_args!("{signal}: ending what was started"));
-            cluster.down(progress).await?;
+            cluster.release(owner, progress).await?;
             anyhow::bail!("interrupted");
         }
     }

@@ -12,7 +12,7 @@ use kube::{Api, api::ListParams};
 use super::{
     cache::Cache,
     command::{command, run, run_with},
-    plane::{AUDIT_POLICY, Found, add_gpus, connect},
+    plane::{AUDIT_POLICY, Found, Owner, add_gpus, connect, remove},
     progress::{Detail, Progress},
 };
 
@@ -45,16 +45,25 @@ impl KindCluster {
         self.state.join("audit/audit.log")
     }
 
-    /// Creates the cluster, or joins the existing one.
+    /// Creates the cluster for `owner`, or joins the existing one.
     ///
     /// # Errors
     /// `kind` fails.
-    pub async fn up(&self, progress: &Progress) -> Result<Found> {
+    pub async fn up(&self, owner: Owner, progress: &Progress) -> Result<Found> {
+        let found = self.join_or_create(owner, progress).await?;
+        if owner == Owner::Nobody {
+            remove(&self.made_for())?;
+        }
+        Ok(found)
+    }
+
+    async fn join_or_create(&self, owner: Owner, progress: &Progress) -> Result<Found> {
         let existing = run(command("kind", ["get", "clusters"])).await?;
         if existing.lines().any(|line| line.trim() == self.name) && self.kubeconfig().is_file() {
             return Ok(Found::Running);
         }
         fs::create_dir_all(self.state.join("audit"))?;
+        fs::write(self.made_for(), owner.text())?;
         fs::write(self.state.join("audit-policy.yaml"), AUDIT_POLICY)?;
         let config = self.state.join("kind.yaml");
         fs::write(&config, configuration(&self.state))?;
@@ -80,6 +89,26 @@ impl KindCluster {
             add_gpus(&client, node.metadata.name.as_deref().unwrap_or_default()).await?;
         }
         Ok(Found::Absent)
+    }
+
+    /// Deletes the cluster if it was made for `owner`, whole or not, and has not been given to nobody since.
+    ///
+    /// # Errors
+    /// As [`Self::down`].
+    pub async fn release(&self, owner: Owner, progress: &Progress) -> Result<()> {
+        if self.is_made_for(owner) {
+            self.down(progress).await
+        } else {
+            Ok(())
+        }
+    }
+
+    fn is_made_for(&self, owner: Owner) -> bool {
+        fs::read_to_string(self.made_for()).is_ok_and(|text| text == owner.text())
+    }
+
+    fn made_for(&self) -> PathBuf {
+        self.state.join("made-for")
     }
 
     /// Deletes the cluster.
@@ -136,6 +165,7 @@ nodes:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::process::Record;
 
     #[test]
     fn the_configuration_is_yaml_with_one_node() {
@@ -150,5 +180,16 @@ mod tests {
             patch["apiServer"]["extraArgs"]["audit-log-path"],
             "/var/log/weir/audit.log"
         );
+    }
+
+    #[test]
+    fn only_the_one_it_was_made_for_ends_it() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let kind = KindCluster::new(&Cache::at(directory.path()), "weir");
+        let own = Owner::Process(Record::own().expect("a process"));
+        assert!(!kind.is_made_for(own), "a cluster that was there before");
+        fs::create_dir_all(&kind.state).expect("a directory");
+        fs::write(kind.made_for(), own.text()).expect("a mark");
+        assert!(kind.is_made_for(own) && !kind.is_made_for(Owner::Nobody));
     }
 }

@@ -162,20 +162,21 @@ impl Cluster {
     pub async fn up(&self, owner: Owner, progress: &Progress) -> Result<Found> {
         match self {
             Self::Given(given) => given.check(progress).await.map(|()| Found::Running),
-            Self::Kind(kind) => kind.up(progress).await,
+            Self::Kind(kind) => kind.up(owner, progress).await,
             Self::Plane(plane) => plane.up(owner, progress).await,
         }
     }
 
-    /// Ends the cluster if the [`Self::up`] with this owner started it and nobody else has joined.
+    /// Ends the cluster if the [`Self::up`] with this owner started it and nobody else has joined; half of one, when that
+    /// call did not come to its end.
     ///
     /// # Errors
     /// Something of it resists.
-    pub async fn release(&self, owner: Owner, found: Found, progress: &Progress) -> Result<()> {
+    pub async fn release(&self, owner: Owner, progress: &Progress) -> Result<()> {
         match self {
             Self::Plane(plane) => plane.release(owner, progress).await,
-            Self::Kind(kind) if found == Found::Absent => kind.down(progress).await,
-            Self::Kind(_) | Self::Given(_) => Ok(()),
+            Self::Kind(kind) => kind.release(owner, progress).await,
+            Self::Given(_) => Ok(()),
         }
     }
 

@@ -19,7 +19,7 @@ use kube::{
 };
 
 use super::{
-    cache::{Cache, lock},
+    cache::{Cache, Lock, lock},
     command::command,
     components::Binaries,
     packages,
@@ -29,10 +29,14 @@ use super::{
 
 mod clean;
 mod files;
+mod owners;
 mod parts;
 mod start;
 
 pub use files::AUDIT_POLICY;
+pub use owners::Owner;
+
+use owners::Owners;
 
 /// Held while a plane is started or ended on this machine.
 const LOCK: &str = "/run/weir-plane.lock";
@@ -57,24 +61,6 @@ pub enum Found {
     Running,
     /// It was not there, and has been started.
     Absent,
-}
-
-/// On whose behalf a plane runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner {
-    /// Until somebody calls [`Plane::down`].
-    Nobody,
-    /// Until this process has ended.
-    Process(Record),
-}
-
-impl Owner {
-    fn file_name(self) -> String {
-        match self {
-            Self::Nobody => "nobody".to_owned(),
-            Self::Process(record) => record.pid.to_string(),
-        }
-    }
 }
 
 impl Plane {
@@ -150,10 +136,19 @@ impl Plane {
     pub async fn up(&self, owner: Owner, progress: &Progress) -> Result<Found> {
         self.build(progress).await?;
         let lock = lock(Path::new(LOCK), progress).await?;
-        if self.is_whole() && self.answers().await {
-            self.add_owner(owner)?;
-            progress.say(format_args!("the local Kubernetes `{}` runs already", self.name));
-            return Ok(Found::Running);
+        let (whole, owned) = (self.is_whole(), self.owners().any());
+        match found(whole, owned, whole && self.answers(owned).await) {
+            Present::Joined => {
+                self.owners().add(owner, &lock)?;
+                progress.say(format_args!("the local Kubernetes `{}` runs already", self.name));
+                return Ok(Found::Running);
+            }
+            Present::Busy => bail!(
+                "the local Kubernetes `{0}` runs for somebody else and does not answer: try again, or end it with \
+                 `cluster down --name {0}`",
+                self.name
+            ),
+            Present::Remains => {}
         }
         self.refuse_another()?;
         let began = now();
@@ -173,11 +168,9 @@ impl Plane {
     /// # Errors
     /// As [`Self::down`].
     pub async fn release(&self, owner: Owner, progress: &Progress) -> Result<()> {
-        remove(&self.state.join("owners").join(owner.file_name()))?;
-        if self.is_owned() {
-            Ok(())
-        } else {
-            self.down(progress).await
+        match self.owners().withdraw(owner, progress).await? {
+            Some(held) => self.end(&held, progress).await,
+            None => Ok(()),
         }
     }
 
@@ -189,7 +182,14 @@ impl Plane {
         if !self.state.exists() {
             return Ok(());
         }
-        let _lock = lock(Path::new(LOCK), progress).await?;
+        let held = lock(Path::new(LOCK), progress).await?;
+        self.end(&held, progress).await
+    }
+
+    async fn end(&self, _held: &Lock, progress: &Progress) -> Result<()> {
+        if !self.state.exists() {
+            return Ok(());
+        }
         progress.step("ending the local Kubernetes", self.clean()).await
     }
 
@@ -221,37 +221,14 @@ impl Plane {
             if replaced || !self.state.exists() {
                 return Ok(());
             }
-            if self.is_owned() {
-                continue;
-            }
-            let _lock = lock(Path::new(LOCK), progress).await?;
-            if !self.is_owned() {
+            if let Some(_held) = self.owners().deserted(progress).await? {
                 return self.clean().await;
             }
         }
     }
 
-    fn is_owned(&self) -> bool {
-        let Ok(owners) = fs::read_dir(self.state.join("owners")) else {
-            return false;
-        };
-        owners.flatten().any(|entry| {
-            let text = fs::read_to_string(entry.path()).unwrap_or_default();
-            text == "nobody" || Record::parse(&text).is_some_and(|record| record.is_alive())
-        })
-    }
-
-    fn add_owner(&self, owner: Owner) -> Result<()> {
-        let text = match owner {
-            Owner::Nobody => "nobody".to_owned(),
-            Owner::Process(record) => record.text(),
-        };
-        let directory = self.state.join("owners");
-        fs::create_dir_all(&directory)?;
-        // Written whole or not at all: the guard may be reading.
-        let part = self.state.join("owner.part");
-        fs::write(&part, text)?;
-        Ok(fs::rename(part, directory.join(owner.file_name()))?)
+    fn owners(&self) -> Owners {
+        Owners::of(&self.state, Path::new(LOCK))
     }
 
     fn refuse_another(&self) -> Result<()> {
@@ -287,14 +264,38 @@ impl Plane {
         let _ = fs::rename(self.logs(), kept);
     }
 
-    async fn answers(&self) -> bool {
-        match connect(&self.kubeconfig()).await {
-            Ok(client) => matches!(
-                tokio::time::timeout(Duration::from_secs(10), ready(&client)).await,
-                Ok(Ok(()))
-            ),
-            Err(_) => false,
-        }
+    /// Whether the API server is ready, with more patience when somebody uses it.
+    async fn answers(&self, owned: bool) -> bool {
+        let limit = Duration::from_secs(if owned { 60 } else { 10 });
+        let Ok(client) = connect(&self.kubeconfig()).await else {
+            return false;
+        };
+        let ask = async {
+            while ready(&client).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        tokio::time::timeout(limit, ask).await.is_ok()
+    }
+}
+
+/// What [`Plane::up`] finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Present {
+    /// A plane to join.
+    Joined,
+    /// A plane that others use; it is too slow to be joined, and not ours to end.
+    Busy,
+    /// Nothing, or what is left of a plane: it may be removed.
+    Remains,
+}
+
+fn found(whole: bool, owned: bool, answers: bool) -> Present {
+    match (whole, owned, answers) {
+        (true, _, true) => Present::Joined,
+        (true, true, false) => Present::Busy,
+        // A part of it has died: nobody can use it any more.
+        (true, false, false) | (false, ..) => Present::Remains,
     }
 }
 
@@ -335,7 +336,7 @@ async fn ready(client: &Client) -> Result<()> {
 }
 
 /// Removes a file or directory that may not exist.
-fn remove(path: &Path) -> io::Result<()> {
+pub(super) fn remove(path: &Path) -> io::Result<()> {
     let removed = if path.is_dir() {
         fs::remove_dir_all(path)
     } else {
@@ -344,5 +345,28 @@ fn remove(path: &Path) -> io::Result<()> {
     match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plane_that_others_use_is_not_removed_for_being_slow() {
+        for (whole, owned, answers, expected) in [
+            (true, true, true, Present::Joined),
+            (true, false, true, Present::Joined),
+            (true, true, false, Present::Busy),
+            (true, false, false, Present::Remains),
+            (false, true, false, Present::Remains),
+            (false, false, false, Present::Remains),
+        ] {
+            assert_eq!(
+                found(whole, owned, answers),
+                expected,
+                "{whole} {owned} {answers}"
+            );
+        }
     }
 }

@@ -160,8 +160,7 @@ impl Stage {
                     .await?;
             }
         }
-        let found = self.found.unwrap_or(Found::Absent);
-        cluster.release(owner, found, &self.progress).await
+        cluster.release(owner, &self.progress).await
     }
 
     async fn delete_namespace(&self, client: &Client) -> Result<()> {

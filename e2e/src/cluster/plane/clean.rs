@@ -32,12 +32,16 @@ impl Plane {
         self.kill_strays().await;
         self.stop_guard().await;
         self.unmount().await?;
-        self.remove_network().await;
+        let active = fs::read_to_string(ACTIVE).unwrap_or_default();
+        let active = Path::new(active.trim()) == self.state;
+        // There is one network per machine; when another plane has taken it over, it is that one's.
+        if active {
+            self.remove_network().await;
+        }
         self.remove_log_links();
         self.remove_shim_sockets();
         remove(&self.state).with_context(|| format!("removing {}", self.state.display()))?;
-        let active = fs::read_to_string(ACTIVE).unwrap_or_default();
-        if Path::new(active.trim()) == self.state {
+        if active {
             remove(Path::new(ACTIVE))?;
         }
         Ok(())

@@ -20,8 +20,8 @@ use crate::cluster::{
 const PATIENCE: Duration = Duration::from_secs(120);
 
 impl Plane {
-    /// Starts everything; `_held` proves that nobody else starts or ends a plane meanwhile.
-    pub(super) async fn start(&self, owner: Owner, progress: &Progress, _held: &Lock) -> Result<()> {
+    /// Starts everything; `held` proves that nobody else starts or ends a plane meanwhile.
+    pub(super) async fn start(&self, owner: Owner, progress: &Progress, held: &Lock) -> Result<()> {
         self.clean()
             .await
             .context("removing the remains of an earlier run")?;
@@ -31,7 +31,7 @@ impl Plane {
             fs::create_dir_all(self.state.join(directory))?;
         }
         fs::write(ACTIVE, self.state.display().to_string())?;
-        self.add_owner(owner)?;
+        self.owners().add(owner, held)?;
         self.start_guard()?;
         self.write_files()?;
         let (keys, subjects) = (self.state.join("pki"), subjects());
