@@ -1,6 +1,7 @@
 //! Real agent sessions, played by the `replay` program beside this one.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     path::{Path, PathBuf},
 };
@@ -46,6 +47,9 @@ pub(crate) struct Workflows {
     pub(crate) count: u64,
     pub(crate) turns: u64,
     pub(crate) home_kept_percent: Option<f64>,
+    pub(crate) home_lost: u64,
+    /// Answers by `x-weir-home`.
+    pub(crate) homes: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]

@@ -44,8 +44,12 @@ pub(crate) struct Requests {
 pub(crate) struct Workflows {
     count: u64,
     turns: u64,
-    /// Of the turns that had a home, those served there.
+    /// Of the returning turns (kept, moved and lost), those served at home.
     home_kept_percent: Option<f64>,
+    home_kept: u64,
+    home_moved: u64,
+    /// Returning turns whose home was gone, with its pod or by being forgotten; they were given a new one.
+    home_lost: u64,
 }
 
 /// As the engines report them.
@@ -124,6 +128,7 @@ impl Report {
             sessions.tokens.prompt + first.prompt_tokens,
             sessions.tokens.cached + first.cached_tokens,
         );
+        let homes = |name: &str| sessions.workflows.homes.get(name).copied().unwrap_or(0);
         Self {
             requests: Requests {
                 sent: sessions.requests.sent + 1,
@@ -137,6 +142,9 @@ impl Report {
                 count: sessions.workflows.count + 1,
                 turns: sessions.workflows.turns + 1,
                 home_kept_percent: sessions.workflows.home_kept_percent,
+                home_kept: homes("kept"),
+                home_moved: homes("moved"),
+                home_lost: sessions.workflows.home_lost,
             },
             tokens: Tokens {
                 prompt,

@@ -1,6 +1,6 @@
 //! Hears of every request, writes its line, counts, and says from time to time how far it is.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, BufWriter, IsTerminal as _, Write};
 use std::time::Duration;
 
@@ -25,6 +25,9 @@ pub(crate) struct Tally {
     errors: BTreeMap<String, u64>,
     reasons: BTreeMap<String, u64>,
     homes: BTreeMap<String, u64>,
+    /// When each workflow's first answer with a home ended.
+    housed: HashMap<String, f64>,
+    homes_lost: u64,
     endpoints: BTreeMap<String, u64>,
     workflows: HashSet<String>,
     agents: HashSet<(String, String)>,
@@ -78,8 +81,10 @@ pub(crate) struct Workflows {
     pub(crate) count: usize,
     pub(crate) agents: usize,
     pub(crate) turns: u64,
-    /// Of the turns that had a home, those served there; `None` when no answer told.
+    /// Of the returning turns (kept, moved and lost), those served at home; `None` when there was none.
     pub(crate) home_kept_percent: Option<f64>,
+    /// Turns that were given a new home although their workflow had one before: it was gone, or forgotten.
+    pub(crate) home_lost: u64,
     /// Answers by `x-weir-home`.
     pub(crate) homes: BTreeMap<String, u64>,
 }
@@ -131,6 +136,7 @@ impl Tally {
         count(&mut self.errors, record.error);
         count(&mut self.reasons, record.reason.as_deref());
         count(&mut self.homes, record.home.as_deref());
+        self.note_home(record);
         count(&mut self.endpoints, record.endpoint.as_deref());
         self.queued_ms.extend(record.queued_ms);
         if record.held {
@@ -148,6 +154,24 @@ impl Tally {
         self.tokens.completion += usage.completion_tokens.unwrap_or(0);
         self.tokens.planned += record.planned_tokens;
         self.tokens.reusable += record.reusable_tokens.unwrap_or(0);
+    }
+
+    /// A gateway that has forgotten a home calls the next one `new`: only who saw the earlier turns can tell.
+    fn note_home(&mut self, record: &Record) {
+        let Some(home) = record.home.as_deref().filter(|home| *home != "none") else {
+            return;
+        };
+        let ended_at = record.sent_at + record.total_ms;
+        match self.housed.get_mut(&record.workflow) {
+            Some(since) => {
+                // Sub-agents may have been under way together with the first turn.
+                self.homes_lost += u64::from(home == "new" && record.sent_at >= *since);
+                *since = since.min(ended_at);
+            }
+            None => {
+                self.housed.insert(record.workflow.clone(), ended_at);
+            }
+        }
     }
 
     /// One line for a person who waits.
@@ -194,7 +218,8 @@ impl Tally {
                 count: self.workflows.len(),
                 agents: self.agents.len(),
                 turns: self.requests.sent,
-                home_kept_percent: percent(kept, kept + moved),
+                home_kept_percent: percent(kept, kept + moved + self.homes_lost),
+                home_lost: self.homes_lost,
                 homes: self.homes.clone(),
             },
             held: Held {

@@ -60,9 +60,16 @@ impl Workflows {
             count,
             turns,
             home_kept_percent,
+            home_kept,
+            home_moved,
+            home_lost,
         } = self;
+        let returning = home_kept + home_moved + home_lost;
         let kept = home_kept_percent.map_or_else(|| UNKNOWN.to_owned(), |percent| format!("{percent:.1} %"));
-        format!("{count} with {turns} turns; {kept} of returning turns kept their home")
+        format!(
+            "{count} with {turns} turns; {kept} of {returning} returning turns kept their home, {home_moved} were moved, \
+             {home_lost} found it gone"
+        )
     }
 }
 

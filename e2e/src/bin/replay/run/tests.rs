@@ -34,7 +34,15 @@ impl Files {
         self.folder.path().join(name)
     }
 
-    fn config(&self, url: &str, extra: &[&str]) -> Config {
+    /// A file with this text; its path.
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.path(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// `extra` are words of the command line.
+    fn config(&self, url: &str, extra: &str) -> Config {
         let (records, summary) = (self.path("records.jsonl"), self.path("summary.json"));
         let (records, summary) = (records.to_str().unwrap(), summary.to_str().unwrap());
         let common = [
@@ -49,13 +57,19 @@ impl Files {
             summary,
         ];
         let scale = ["--prompt-scale", "0.05"];
-        Args::try_parse_from(common.iter().chain(&scale).chain(extra))
-            .unwrap()
-            .check()
-            .unwrap()
+        Args::try_parse_from(
+            common
+                .iter()
+                .copied()
+                .chain(scale)
+                .chain(extra.split_whitespace()),
+        )
+        .unwrap()
+        .check()
+        .unwrap()
     }
 
-    async fn replay(&self, url: &str, extra: &[&str], stop: CancellationToken) -> Ran {
+    async fn replay(&self, url: &str, extra: &str, stop: CancellationToken) -> Ran {
         let summary = replay(self.config(url, extra), stop).await.unwrap();
         let text = std::fs::read_to_string(self.path("records.jsonl")).unwrap();
         let records: Vec<Value> = text
@@ -80,24 +94,15 @@ impl Files {
     }
 }
 
-async fn run(url: &str, extra: &[&str]) -> Ran {
+async fn run(url: &str, extra: &str) -> Ran {
     Files::new().replay(url, extra, CancellationToken::new()).await
 }
 
 #[tokio::test]
 async fn a_replay_reports_what_servers_say() {
     let stub = Stub::new(|_| stream(WEIR, &[": keep-alive\n\n", ROLE, LAST, USAGE, DONE])).await;
-    let extra = [
-        "--trace",
-        "builtin",
-        "--sessions",
-        "3",
-        "--max-turns",
-        "5",
-        "--time-scale",
-        "0",
-    ];
-    let ran = run(&stub.url, &extra).await;
+    let extra = "--trace builtin --sessions 3 --max-turns 5 --time-scale 0";
+    let ran = run(&stub.url, extra).await;
     let totals = &ran.summary.totals;
     let sent = totals.requests.sent;
     assert!(sent >= 9, "{sent} requests");
@@ -148,37 +153,40 @@ async fn a_replay_reports_what_servers_say() {
     }
 }
 
+/// The gateway knows homes that are there; that one is gone, only the replay can tell.
+#[tokio::test]
+async fn a_home_that_is_gone_is_a_home_not_kept() {
+    let stub = Stub::new(|request| {
+        let turn = request.id().rsplit('-').next().unwrap();
+        let home = ["new", "kept", "new", "moved", "none", "kept"][turn.parse::<usize>().unwrap()];
+        stream(&format!("x-weir-home: {home}\r\n"), &[ROLE, LAST, USAGE, DONE])
+    })
+    .await;
+    let turns = r#"{"t":0,"type":"n","in":100,"out":1,"stop":"tool_use","api_time":1,"keep":0,"runs":[]}"#;
+    let lines = ["one", "two"].map(|id| {
+        let turns = [turns; 6].join(",");
+        format!(r#"{{"id":"{id}","models":[],"block_size":64,"requests":[{turns}]}}"#)
+    });
+    let files = Files::new();
+    let trace = files.write("homes.jsonl", &lines.join("\n"));
+    let extra = format!("--trace {trace} --time-scale 0");
+    let ran = files.replay(&stub.url, &extra, CancellationToken::new()).await;
+    let workflows = ran.summary.totals.workflows;
+    assert_eq!((workflows.turns, workflows.home_lost), (12, 2));
+    // Each: two kept, one moved, one lost; the first turn and the one that was placed nowhere count for nothing.
+    assert_eq!(workflows.home_kept_percent, Some(50.0));
+}
+
 #[tokio::test]
 async fn requests_carry_ids_and_ask_for_what_the_trace_had() {
     let stub = Stub::new(good).await;
-    let extra = [
-        [
-            "--trace",
-            "builtin",
-            "--sessions",
-            "2",
-            "--max-turns",
-            "3",
-            "--time-scale",
-            "0",
-        ]
-        .as_slice(),
-        [
-            "--max-output-tokens",
-            "9",
-            "--run-id",
-            "r7",
-            "--tools",
-            "--header",
-            "authorization: Bearer k",
-        ]
-        .as_slice(),
-    ];
-    run(&format!("{}/pools/p/v1", stub.url), &extra.concat()).await;
+    let extra = "--trace builtin --sessions 2 --max-turns 3 --time-scale 0 --max-output-tokens 9 --run-id r7 \
+                 --tools --header authorization:key";
+    run(&format!("{}/pools/p/v1", stub.url), extra).await;
     let heard = stub.heard();
     for request in &heard {
         assert_eq!(request.path, "/pools/p/v1/chat/completions");
-        assert_eq!(request.headers["authorization"], "Bearer k");
+        assert_eq!(request.headers["authorization"], "key");
         let workflow = &request.headers["x-weir-workflow-id"];
         assert!(workflow.starts_with("r7-session-0000"), "{workflow}");
         assert!(
@@ -203,18 +211,8 @@ async fn requests_carry_ids_and_ask_for_what_the_trace_had() {
 async fn whole_answers_are_understood() {
     let body = r#"{"object":"chat.completion","choices":[{"index":0,"message":{"content":"x"},"finish_reason":"length"}],"usage":{"prompt_tokens":9,"completion_tokens":2}}"#;
     let stub = Stub::new(move |_| whole("200 OK", "", body)).await;
-    let extra = [
-        "--trace",
-        "builtin",
-        "--sessions",
-        "1",
-        "--max-turns",
-        "2",
-        "--time-scale",
-        "0",
-        "--no-stream",
-    ];
-    let ran = run(&stub.url, &extra).await;
+    let extra = "--trace builtin --sessions 1 --max-turns 2 --time-scale 0 --no-stream";
+    let ran = run(&stub.url, extra).await;
     assert!(stub.heard().iter().all(|request| request.body["stream"] == false));
     let totals = &ran.summary.totals;
     assert_eq!(totals.requests.ok, totals.requests.sent);
@@ -237,9 +235,8 @@ const FAMILY: &str = r#"{"id":"family","models":[],"block_size":64,"requests":[
 async fn sub_agents_run_inside_and_beside_their_parent() {
     let stub = Stub::new(good).await;
     let files = Files::new();
-    let trace = files.path("family.jsonl");
-    std::fs::write(&trace, FAMILY.replace('\n', "")).unwrap();
-    let extra = ["--trace", trace.to_str().unwrap(), "--time-scale", "0.001"];
+    let trace = files.write("family.jsonl", &FAMILY.replace('\n', ""));
+    let extra = format!("--trace {trace} --time-scale 0.001");
     let ran = files.replay(&stub.url, &extra, CancellationToken::new()).await;
     assert_eq!(
         (
@@ -283,18 +280,8 @@ async fn sub_agents_run_inside_and_beside_their_parent() {
 async fn a_closed_loop_keeps_its_width_and_repeats_with_other_text() {
     let stub = Stub::new(good).await;
     let files = Files::new();
-    let trace = files.path("family.jsonl");
-    std::fs::write(&trace, FAMILY.replace('\n', "")).unwrap();
-    let extra = [
-        "--trace",
-        trace.to_str().unwrap(),
-        "--time-scale",
-        "0",
-        "--sessions",
-        "3",
-        "--concurrency",
-        "1",
-    ];
+    let trace = files.write("family.jsonl", &FAMILY.replace('\n', ""));
+    let extra = format!("--trace {trace} --time-scale 0 --sessions 3 --concurrency 1");
     let ran = files.replay(&stub.url, &extra, CancellationToken::new()).await;
     let sessions: Vec<&str> = ran
         .records
@@ -318,19 +305,8 @@ async fn a_closed_loop_keeps_its_width_and_repeats_with_other_text() {
 async fn the_same_seed_sends_the_same_requests() {
     let prompts = async |seed: &str| {
         let stub = Stub::new(good).await;
-        let extra = [
-            "--trace",
-            "builtin",
-            "--sessions",
-            "2",
-            "--max-turns",
-            "4",
-            "--time-scale",
-            "0",
-            "--seed",
-            seed,
-        ];
-        run(&stub.url, &[extra.as_slice(), &["--run-id", "same"]].concat()).await;
+        let extra = "--trace builtin --sessions 2 --max-turns 4 --time-scale 0 --run-id same --seed";
+        run(&stub.url, &format!("{extra} {seed}")).await;
         let mut bodies: Vec<String> = stub
             .heard()
             .iter()
@@ -350,12 +326,9 @@ async fn the_same_seed_sends_the_same_requests() {
 #[tokio::test]
 async fn what_cannot_be_played_is_an_error() {
     for (extra, expected) in [
-        (
-            ["--trace", "builtin", "--max-prompt-tokens", "3"].as_slice(),
-            "no session is left",
-        ),
-        (&["--trace", "builtin", "--trace-arrivals"], "absolute times"),
-        (&["--trace", "/nonexistent"], "cannot read the trace"),
+        ("--trace builtin --max-prompt-tokens 3", "no session is left"),
+        ("--trace builtin --trace-arrivals", "absolute times"),
+        ("--trace /nonexistent", "cannot read the trace"),
     ] {
         let config = Files::new().config("http://127.0.0.1:1", extra);
         let error = format!(
@@ -370,18 +343,12 @@ async fn what_cannot_be_played_is_an_error() {
 async fn traced_arrivals_come_when_the_trace_says() {
     let stub = Stub::new(good).await;
     let files = Files::new();
-    let trace = files.path("chat.jsonl");
     let line = |at: u64, id: u64| {
         format!(r#"{{"timestamp":{at},"input_length":600,"output_length":3,"hash_ids":[0,{id}]}}"#)
     };
-    std::fs::write(&trace, [line(30_000, 3), line(0, 2), line(60_000, 5)].join("\n")).unwrap();
-    let extra = [
-        "--trace",
-        trace.to_str().unwrap(),
-        "--trace-arrivals",
-        "--time-scale",
-        "0.001",
-    ];
+    let lines = [line(30_000, 3), line(0, 2), line(60_000, 5)].join("\n");
+    let trace = files.write("chat.jsonl", &lines);
+    let extra = format!("--trace {trace} --trace-arrivals --time-scale 0.001");
     let ran = files.replay(&stub.url, &extra, CancellationToken::new()).await;
     let mut sent: Vec<(&str, f64)> = ran
         .records

@@ -68,16 +68,7 @@ async fn every_way_to_fail_has_its_outcome() {
         let stub = Stub::new(move |_| answer.clone()).await;
         let ran = run(
             &stub.url,
-            &[
-                "--trace",
-                "builtin",
-                "--sessions",
-                "1",
-                "--max-turns",
-                "2",
-                "--time-scale",
-                "0",
-            ],
+            "--trace builtin --sessions 1 --max-turns 2 --time-scale 0",
         )
         .await;
         for record in &ran.records {
@@ -101,20 +92,7 @@ async fn a_refused_connection_is_a_lost_request() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let ran = run(
-        &url,
-        &[
-            "--trace",
-            "builtin",
-            "--sessions",
-            "1",
-            "--max-turns",
-            "1",
-            "--time-scale",
-            "0",
-        ],
-    )
-    .await;
+    let ran = run(&url, "--trace builtin --sessions 1 --max-turns 1 --time-scale 0").await;
     assert_eq!(
         (&ran.records[0]["outcome"], &ran.records[0]["error"]),
         (&"lost".into(), &"connect".into())
@@ -124,17 +102,8 @@ async fn a_refused_connection_is_a_lost_request() {
 #[tokio::test]
 async fn silence_is_lost_after_the_time_limit() {
     let stub = Stub::new(|_| None).await;
-    let extra = [
-        "--trace",
-        "builtin",
-        "--sessions",
-        "1",
-        "--max-turns",
-        "1",
-        "--timeout",
-        "0.05",
-    ];
-    let ran = run(&stub.url, &extra).await;
+    let extra = "--trace builtin --sessions 1 --max-turns 1 --timeout 0.05";
+    let ran = run(&stub.url, extra).await;
     assert_eq!(
         (&ran.records[0]["outcome"], &ran.records[0]["error"]),
         (&"lost".into(), &"timeout".into())
@@ -155,24 +124,15 @@ async fn a_429_is_sent_again_when_asked() {
             )
         }
     };
-    let extra = [
-        "--trace",
-        "builtin",
-        "--sessions",
-        "1",
-        "--max-turns",
-        "1",
-        "--time-scale",
-        "0",
-    ];
+    let extra = "--trace builtin --sessions 1 --max-turns 1 --time-scale 0";
     let stub = Stub::new(answer).await;
-    let ran = run(&stub.url, &extra).await;
+    let ran = run(&stub.url, extra).await;
     assert_eq!(
         (&ran.records[0]["outcome"], &ran.records[0]["status"]),
         (&"failed".into(), &429.into())
     );
     assert_eq!(ran.records[0]["message"], "full");
-    let ran = run(&stub.url, &[extra.as_slice(), &["--retry-429"]].concat()).await;
+    let ran = run(&stub.url, &format!("{extra} --retry-429")).await;
     assert_eq!(
         (&ran.records[0]["outcome"], &ran.records[0]["retries"]),
         (&"ok".into(), &1.into())
@@ -190,7 +150,7 @@ async fn stopping_cancels_what_is_under_way_and_ends() {
     .await;
     let files = Files::new();
     let ran = files
-        .replay(&stub.url, &["--trace", "builtin", "--concurrency", "2"], stop)
+        .replay(&stub.url, "--trace builtin --concurrency 2", stop)
         .await;
     let Requests { sent, cancelled, .. } = ran.summary.totals.requests;
     assert!(sent <= 2 && cancelled == sent, "{cancelled} of {sent} cancelled");
@@ -200,11 +160,7 @@ async fn stopping_cancels_what_is_under_way_and_ends() {
 #[tokio::test]
 async fn a_duration_ends_the_replay() {
     let stub = Stub::new(|_| None).await;
-    let ran = run(
-        &stub.url,
-        &["--trace", "builtin", "--rate", "1000", "--duration", "0.2"],
-    )
-    .await;
+    let ran = run(&stub.url, "--trace builtin --rate 1000 --duration 0.2").await;
     assert_eq!(
         ran.summary.totals.requests.cancelled,
         ran.summary.totals.requests.sent
