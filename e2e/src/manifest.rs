@@ -41,14 +41,15 @@ pub async fn apply(client: &Client, namespace: &str, yaml: &str) -> Result<()> {
 /// As [`apply`].
 pub async fn apply_document(client: &Client, namespace: &str, document: Value) -> Result<DynamicObject> {
     let (api, object) = resolve(client, namespace, document).await?;
-    let name = object
-        .metadata
-        .name
-        .clone()
-        .context("the manifest has no metadata.name")?;
+    let name = name(&object)?;
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let applied = api.patch(&name, &params, &Patch::Apply(&object)).await;
     applied.with_context(|| format!("applying {} {name}", kind(&object)))
+}
+
+fn name(object: &DynamicObject) -> Result<String> {
+    let name = object.metadata.name.clone();
+    name.context("the manifest has no metadata.name")
 }
 
 /// Deletes the object that `document` names; one that is not there is no error.
@@ -57,11 +58,7 @@ pub async fn apply_document(client: &Client, namespace: &str, document: Value) -
 /// Its kind is unknown, or the API server refuses.
 pub async fn delete_document(client: &Client, namespace: &str, document: Value) -> Result<()> {
     let (api, object) = resolve(client, namespace, document).await?;
-    let name = object
-        .metadata
-        .name
-        .clone()
-        .context("the manifest has no metadata.name")?;
+    let name = name(&object)?;
     match api.delete(&name, &DeleteParams::background()).await {
         Err(Error::Api(status)) if status.code == 404 => Ok(()),
         other => other

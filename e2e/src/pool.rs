@@ -48,7 +48,18 @@ pub struct Pool {
     pub model: String,
 }
 
-impl Simulated<'_> {
+impl<'a> Simulated<'a> {
+    /// One engine that starts at once and always runs.
+    #[must_use]
+    pub fn steady(name: &'a str) -> Self {
+        Self {
+            name,
+            args: &["--startup=0s"],
+            more: "  idle: {policy: Never}\n  scaling: {minReplicas: 1}",
+            ..Self::default()
+        }
+    }
+
     /// The manifest.
     #[must_use]
     pub fn yaml(&self) -> String {
@@ -85,6 +96,20 @@ spec:
             name: self.name.to_owned(),
             model: format!("{}-model", self.name),
         })
+    }
+
+    /// Applies it, finds the way to its gateway, and waits until so many endpoints serve; with 0, until it is at zero.
+    ///
+    /// # Errors
+    /// As [`Self::apply`], or the pool does not come there within [`PATIENCE`].
+    pub async fn settled(&self, space: &TestNamespace, endpoints: i32) -> Result<(Pool, Caller)> {
+        let pool = self.apply(space).await?;
+        let caller = pool.caller().await?;
+        match endpoints {
+            0 => pool.at_zero(PATIENCE).await?,
+            count => pool.serving(count, PATIENCE).await?,
+        };
+        Ok((pool, caller))
     }
 }
 

@@ -176,15 +176,7 @@ async fn tricks(caller: &Caller, model: &str) -> Result<()> {
 async fn senseless_requests_are_refused_and_reach_no_engine() -> Result<()> {
     install().await?;
     with_temp_namespace(async |space| {
-        let recipe = Simulated {
-            name: "strict",
-            args: &["--startup=0s"],
-            more: "  idle: {policy: Never}\n  scaling: {minReplicas: 1}",
-            ..Simulated::default()
-        };
-        let pool = recipe.apply(&space).await?;
-        let caller = pool.caller().await?;
-        pool.serving(1, PATIENCE).await?;
+        let (pool, caller) = Simulated::steady("strict").settled(&space, 1).await?;
         senseless(&caller, &pool.model).await?;
         tricks(&caller, &pool.model).await?;
         let pod = pool.pods().await?.first().map(name_of).context("a pod")?;

@@ -11,7 +11,7 @@ use serde_json::json;
 use weir_crds::LLMPoolStatus;
 use weir_e2e::{
     Seen, TestNamespace, await_condition,
-    client::{Caller, Chat},
+    client::Chat,
     install,
     pool::{PATIENCE, Pool, Simulated},
     with_temp_namespace,
@@ -29,19 +29,6 @@ spec:
     spec:
       containers: [{name: theirs, image: localhost/theirs:dev}]
 ";
-
-async fn healthy(space: &TestNamespace) -> Result<(Pool, Caller)> {
-    let recipe = Simulated {
-        name: "older",
-        args: &["--startup=0s"],
-        more: "  idle: {policy: Never}\n  scaling: {minReplicas: 1}",
-        ..Simulated::default()
-    };
-    let pool = recipe.apply(space).await?;
-    let caller = pool.caller().await?;
-    pool.serving(1, PATIENCE).await?;
-    Ok((pool, caller))
-}
 
 /// Waits for an event about the pool with this reason, and returns its message.
 async fn event(space: &TestNamespace, pool: &str, reason: &str) -> Result<String> {
@@ -80,7 +67,7 @@ async fn a_second_after(created: &Time) -> Result<()> {
 async fn the_older_of_two_pools_of_one_model_keeps_serving() -> Result<()> {
     install().await?;
     with_temp_namespace(async |space| {
-        let (older, caller) = healthy(&space).await?;
+        let (older, caller) = Simulated::steady("older").settled(&space, 1).await?;
         let before = caller.chat(&Chat::new(&older.model, "Hello.")).await?.whole()?;
         let created = older.get().await?.metadata.creation_timestamp.context("an age")?;
         a_second_after(&created).await?;
@@ -139,7 +126,7 @@ async fn condition(pool: &Pool, kind: &str, reason: &str) -> Result<(String, Str
 
 /// Another pool comes up, serves, and takes a change.
 async fn others_work(space: &TestNamespace) -> Result<()> {
-    let (pool, caller) = healthy(space).await?;
+    let (pool, caller) = Simulated::steady("other").settled(space, 1).await?;
     caller.chat(&Chat::new(&pool.model, "Hello.")).await?.whole()?;
     pool.change(&json!({"model": {"aliases": ["other-name"]}}))
         .await?;

@@ -48,9 +48,7 @@ async fn five_hundred_requests_are_held_and_answered_in_order() -> Result<()> {
             max_concurrency: Some(CAP),
             more: "  idle: {policy: Never}\n  scaling: {maxReplicas: 1}",
         };
-        let pool = recipe.apply(&space).await?;
-        let caller = pool.caller().await?;
-        pool.at_zero(PATIENCE).await?;
+        let (pool, caller) = recipe.settled(&space, 0).await?;
 
         let mut answers = JoinSet::new();
         // One after the other, with a pause that lets each arrive before the next.

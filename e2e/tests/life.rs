@@ -243,9 +243,7 @@ async fn a_pool_wakes_serves_grows_and_returns_to_zero() -> Result<()> {
   accelerator: {hourlyPrice: \"2.50\"}
   drain: {timeout: 1m}",
         };
-        let pool = recipe.apply(&space).await?;
-        let caller = pool.caller().await?;
-        pool.at_zero(PATIENCE).await?;
+        let (pool, caller) = recipe.settled(&space, 0).await?;
         expect_cells(
             &space,
             &[("STATUS", "AtZero"), ("DESIRED", "0"), ("MODEL", "life-model")],

@@ -40,19 +40,6 @@ async fn racers(space: &TestNamespace, prefix: &str, count: usize) -> Result<Vec
     Ok(pools)
 }
 
-async fn steady(space: &TestNamespace) -> Result<(Pool, Caller)> {
-    let recipe = Simulated {
-        name: "steady",
-        args: &["--startup=0s"],
-        more: "  idle: {policy: Never}\n  scaling: {minReplicas: 1}",
-        ..Simulated::default()
-    };
-    let pool = recipe.apply(space).await?;
-    let caller = pool.caller().await?;
-    pool.serving(1, PATIENCE).await?;
-    Ok((pool, caller))
-}
-
 async fn ask(pool: &Pool, caller: &Caller, text: &str) -> Result<Answer> {
     let answer = tokio::time::timeout(ANSWER, caller.chat(&Chat::new(&pool.model, text))).await;
     let answer = answer.with_context(|| format!("pool {}: lost", pool.name))?;
@@ -74,7 +61,7 @@ async fn traffic(pool: Pool, caller: Caller) -> Result<()> {
 
 /// Runs `test` while the steady pool is asked all the time.
 async fn with_traffic(space: &TestNamespace, test: impl AsyncFnOnce(&Caller) -> Result<()>) -> Result<()> {
-    let (pool, caller) = steady(space).await?;
+    let (pool, caller) = Simulated::steady("steady").settled(space, 1).await?;
     let mut steady = JoinSet::new();
     steady.spawn(traffic(pool, caller.clone()));
     tokio::select! {

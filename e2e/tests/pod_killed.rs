@@ -25,9 +25,7 @@ async fn streaming(space: &TestNamespace) -> Result<(Pool, Caller, Opened)> {
         more: "  scaling: {minReplicas: 1}\n  idle: {policy: Never}\n  drain: {timeout: 1m}",
         ..Simulated::default()
     };
-    let pool = recipe.apply(space).await?;
-    let caller = pool.caller().await?;
-    pool.serving(1, PATIENCE).await?;
+    let (pool, caller) = recipe.settled(space, 1).await?;
     let chat = Chat::new(&pool.model, "Go on and on.").tokens(2_000).stream();
     let mut stream = caller.open(&chat).await?;
     stream.more().await?;

@@ -47,7 +47,7 @@ async fn nothing_is_written_while_nothing_happens() -> Result<()> {
             more: "  idle: {policy: Never}\n  scaling: {minReplicas: 1}\n  accelerator: {hourlyPrice: \"2.50\"}",
             ..Simulated::default()
         };
-        let serving = serving.apply(&space).await?;
+        let (serving, caller) = serving.settled(&space, 1).await?;
         let zero = Simulated {
             name: "zero",
             args: &["--startup=0s"],
@@ -55,8 +55,7 @@ async fn nothing_is_written_while_nothing_happens() -> Result<()> {
             ..Simulated::default()
         };
         let zero = zero.apply(&space).await?;
-        let caller = zero.caller().await?;
-        serving.serving(1, PATIENCE).await?;
+        zero.caller().await?;
         caller.chat(&Chat::new(&serving.model, "Hello.")).await?.whole()?;
         caller.chat(&Chat::new(&zero.model, "Hello.")).await?.whole()?;
         zero.at_zero(PATIENCE).await?;

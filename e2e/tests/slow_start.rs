@@ -22,9 +22,7 @@ async fn a_pod_that_starts_slower_than_the_idle_limit_is_not_killed() -> Result<
             more: "  idle: {policy: Fixed, after: 2s}",
             ..Simulated::default()
         };
-        let pool = recipe.apply(&space).await?;
-        let caller = pool.caller().await?;
-        pool.at_zero(PATIENCE).await?;
+        let (pool, caller) = recipe.settled(&space, 0).await?;
         let audit = space.cluster.audit()?;
         let mark = audit.mark()?;
         let chat = Chat::new(&pool.model, "Take your time.");
@@ -82,9 +80,7 @@ async fn a_client_that_gives_up_does_not_kill_the_start_it_began() -> Result<()>
             more: "  idle: {policy: Fixed, after: 2s}",
             ..Simulated::default()
         };
-        let pool = recipe.apply(&space).await?;
-        let caller = pool.caller().await?;
-        pool.at_zero(PATIENCE).await?;
+        let (pool, caller) = recipe.settled(&space, 0).await?;
         let chat = Chat::new(&pool.model, "Never mind.");
         let impatient = async {
             pool.until("to start", PATIENCE, |status| status.replicas == 1)

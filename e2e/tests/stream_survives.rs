@@ -28,10 +28,7 @@ async fn pool_of(space: &TestNamespace, replicas: u32) -> Result<(Pool, Caller)>
   drain: {{timeout: 2m}}"
         ),
     };
-    let pool = recipe.apply(space).await?;
-    let caller = pool.caller().await?;
-    pool.serving(i32::try_from(replicas)?, PATIENCE).await?;
-    Ok((pool, caller))
+    recipe.settled(space, i32::try_from(replicas)?).await
 }
 
 /// A stream that has begun.

@@ -1,9 +1,9 @@
 //! Bytes of answers.
 
 use serde_json::{Value, json};
-use weir_sim::{Fault, Options};
+use weir_sim::{Fault, Options, Running};
 
-use crate::client::{ask, get, post, tiny};
+use crate::client::{Answer, ask, get, post, tiny};
 
 fn chat(extra: &Value) -> Value {
     let mut body = json!({
@@ -27,6 +27,11 @@ fn details() -> Options {
 }
 
 /// §1.5's capture, with our words in place of its.
+/// With a request id, which stands in the answers.
+async fn named(sim: &Running, path: &str, body: &Value) -> Answer {
+    ask(sim, "POST", path, &[("x-request-id", "r1")], &body.to_string()).await
+}
+
 #[tokio::test]
 async fn a_chat_stream_is_as_captured() {
     // Steps of 20 ms: every token gets its own chunk however slow this machine is.
@@ -36,14 +41,7 @@ async fn a_chat_stream_is_as_captured() {
     })
     .await;
     let body = chat(&json!({"stream": true, "stream_options": {"include_usage": true}}));
-    let answer = ask(
-        &sim,
-        "POST",
-        "/v1/chat/completions",
-        &[("x-request-id", "r1")],
-        &body.to_string(),
-    )
-    .await;
+    let answer = named(&sim, "/v1/chat/completions", &body).await;
     assert!(answer.head.starts_with("HTTP/1.1 200 OK\r\n"));
     for line in [
         "content-type: text/event-stream; charset=utf-8",
@@ -54,32 +52,17 @@ async fn a_chat_stream_is_as_captured() {
     }
     insta::assert_snapshot!("chat_stream_with_usage", answer.normalised());
     let body = chat(&json!({"stream": true}));
-    let answer = ask(
-        &sim,
-        "POST",
-        "/v1/chat/completions",
-        &[("x-request-id", "r1")],
-        &body.to_string(),
-    )
-    .await;
+    let answer = named(&sim, "/v1/chat/completions", &body).await;
     insta::assert_snapshot!("chat_stream", answer.normalised());
 }
 
 #[tokio::test]
 async fn plain_answers_print_their_nulls() {
     let sim = tiny(Options::default()).await;
-    let headers = [("x-request-id", "r1")];
-    let answer = ask(
-        &sim,
-        "POST",
-        "/v1/chat/completions",
-        &headers,
-        &chat(&json!({})).to_string(),
-    )
-    .await;
+    let answer = named(&sim, "/v1/chat/completions", &chat(&json!({}))).await;
     insta::assert_snapshot!("chat_plain", answer.normalised());
-    let body = json!({"model": "tiny", "prompt": "abcd", "max_tokens": 2, "n": 2}).to_string();
-    let answer = ask(&sim, "POST", "/v1/completions", &headers, &body).await;
+    let body = json!({"model": "tiny", "prompt": "abcd", "max_tokens": 2, "n": 2});
+    let answer = named(&sim, "/v1/completions", &body).await;
     insta::assert_snapshot!("completion_plain", answer.normalised());
     let answer = get(&sim, "/v1/models").await;
     insta::assert_snapshot!("models", answer.normalised());
@@ -94,14 +77,7 @@ async fn a_completion_stream_has_no_role_chunk() {
     .await;
     let body =
         json!({"prompt": "abcd", "max_tokens": 2, "stream": true, "stream_options": {"include_usage": true}});
-    let answer = ask(
-        &sim,
-        "POST",
-        "/v1/completions",
-        &[("x-request-id", "r1")],
-        &body.to_string(),
-    )
-    .await;
+    let answer = named(&sim, "/v1/completions", &body).await;
     insta::assert_snapshot!("completion_stream", answer.normalised());
 }
 
@@ -112,24 +88,16 @@ async fn messages_and_responses_have_their_own_events() {
         ..details()
     })
     .await;
-    let headers = [("x-request-id", "r1")];
-    let body = chat(&json!({"stream": true, "system": "Be brief."})).to_string();
-    let answer = ask(&sim, "POST", "/v1/messages", &headers, &body).await;
+    let body = chat(&json!({"stream": true, "system": "Be brief."}));
+    let answer = named(&sim, "/v1/messages", &body).await;
     insta::assert_snapshot!("messages_stream", answer.normalised());
-    let answer = ask(
-        &sim,
-        "POST",
-        "/v1/messages",
-        &headers,
-        &chat(&json!({})).to_string(),
-    )
-    .await;
+    let answer = named(&sim, "/v1/messages", &chat(&json!({}))).await;
     insta::assert_snapshot!("messages_plain", answer.normalised());
-    let body = json!({"model": "tiny", "input": "hi", "stream": true, "max_output_tokens": 2}).to_string();
-    let answer = ask(&sim, "POST", "/v1/responses", &headers, &body).await;
+    let body = json!({"model": "tiny", "input": "hi", "stream": true, "max_output_tokens": 2});
+    let answer = named(&sim, "/v1/responses", &body).await;
     insta::assert_snapshot!("responses_stream", answer.normalised());
     let body = json!({"model": "tiny", "input": [{"role": "user", "content": "hi"}], "max_output_tokens": 2});
-    let answer = ask(&sim, "POST", "/v1/responses", &headers, &body.to_string()).await;
+    let answer = named(&sim, "/v1/responses", &body).await;
     insta::assert_snapshot!("responses_plain", answer.normalised());
 }
 
