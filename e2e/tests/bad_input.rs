@@ -48,6 +48,24 @@ fn bodies(model: &str) -> Vec<(&'static str, String, u16, &'static str)> {
             "workflow_metadata",
         ),
         (
+            "absurdly many answers",
+            format!("{{\"model\": \"{model}\", \"messages\": [], \"n\": 1000000}}"),
+            400,
+            "`n`",
+        ),
+        (
+            "less than no tokens",
+            format!("{{\"model\": \"{model}\", \"messages\": [], \"max_tokens\": -1}}"),
+            400,
+            "max_tokens",
+        ),
+        (
+            "a switch of another type",
+            format!("{{\"model\": \"{model}\", \"messages\": [], \"stream\": \"yes\"}}"),
+            400,
+            "stream",
+        ),
+        (
             "two bodies",
             format!("{{\"model\": \"{model}\", \"messages\": []}} {{}}"),
             400,
