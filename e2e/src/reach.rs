@@ -124,12 +124,8 @@ pub async fn forward(cluster: &Cluster, namespace: &str, target: &str, port: u16
         target,
         &ports,
     ])?);
-    // The input stays open as long as the child is kept.
-    forward
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0);
+    // Its input stays open as long as the child is kept.
+    forward.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = forward.spawn().context("starting kubectl port-forward")?;
     let group = Group::of(&child);
     let output = child

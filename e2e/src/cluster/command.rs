@@ -1,5 +1,5 @@
 //! Runs one external command to its end. The command gets a process group of its own, which ends with the future that
-//! waits for it: nothing outlives an interrupted step.
+//! waits for it, and with this process: nothing outlives an interrupted step.
 
 use std::{collections::VecDeque, process::Stdio};
 
@@ -67,45 +67,12 @@ pub async fn run(command: Command) -> Result<String> {
 /// # Errors
 /// As [`run`].
 pub async fn run_with(command: Command, detail: &Detail) -> Result<String> {
-    to_its_end(command, Stdio::null(), detail).await
-}
-
-/// As [`run_with`], for a program that ends when its input does: the other end is held by this process alone, so that
-/// the program ends even when this process is killed.
-///
-/// # Errors
-/// As [`run`].
-pub async fn run_tied(command: Command, detail: &Detail) -> Result<String> {
-    to_its_end(command, Stdio::piped(), detail).await
-}
-
-/// A program that reads no input, with a shell beside it that ends it when the given input ends: with
-/// [`Stdio::piped`] it cannot outlive this process, even when that is killed.
-#[must_use]
-pub fn tied(program: &Command) -> Command {
-    const TIE: &str = r#"exec 3<&0; (cat <&3; kill $$) >/dev/null 2>&1 & exec "$@" </dev/null 3<&-"#;
-    let program = program.as_std();
-    let mut tied = command("sh", ["-c", TIE, "tied"]);
-    tied.arg(program.get_program()).args(program.get_args());
-    for (name, value) in program.get_envs() {
-        match value {
-            Some(value) => tied.env(name, value),
-            None => tied.env_remove(name),
-        };
-    }
-    tied
-}
-
-async fn to_its_end(mut command: Command, input: Stdio, detail: &Detail) -> Result<String> {
     let shown = shown(&command);
-    command
-        .stdin(input)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0);
+    let mut command = tied(&command);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("starting `{shown}`"))?;
     let mut group = Group::of(&child);
-    // `wait` would close it at once.
+    // `wait` would close it at once, and end the command with it.
     let held = child.stdin.take();
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let (stdout, stderr, status) = tokio::join!(
@@ -124,6 +91,28 @@ async fn to_its_end(mut command: Command, input: Stdio, detail: &Detail) -> Resu
         bail!("`{shown}` failed ({status}):\n  {tail}");
     }
     Ok(Vec::from(stdout).join("\n"))
+}
+
+/// `program` as a process group of its own that cannot outlive this process, even when this one is killed: a shell
+/// beside it ends the group when the child's standard input, which only this process can write, is closed. The program
+/// itself has no input.
+#[must_use]
+pub fn tied(program: &Command) -> Command {
+    const TIE: &str = r#"exec 3<&0; (cat <&3; kill -- -$$) >/dev/null 2>&1 & exec "$@" </dev/null 3<&-"#;
+    let program = program.as_std();
+    let mut tied = command("sh", ["-c", TIE, "tied"]);
+    tied.arg(program.get_program()).args(program.get_args());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => tied.env(name, value),
+            None => tied.env_remove(name),
+        };
+    }
+    if let Some(directory) = program.get_current_dir() {
+        tied.current_dir(directory);
+    }
+    tied.stdin(Stdio::piped()).process_group(0);
+    tied
 }
 
 /// Whether `command` runs and ends with status 0.
@@ -208,11 +197,9 @@ mod tests {
     async fn a_tied_program_ends_with_its_input() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("pid");
-        let script = format!("echo $$ > {}; exec sleep 600", file.display());
-        let mut child = tied(&command("sh", ["-c", &script]))
-            .stdin(Stdio::piped())
-            .spawn()
-            .expect("a shell");
+        // A child of the program's own, as `cargo` has them.
+        let script = format!("sleep 600 & echo $! > {}; wait", file.display());
+        let mut child = tied(&command("sh", ["-c", &script])).spawn().expect("a shell");
         let pid = written_pid(&file).await;
         assert!(Record::of(pid).is_some());
         // What the kernel does for a process that is killed.
@@ -224,7 +211,7 @@ mod tests {
     #[tokio::test]
     async fn a_tied_program_that_ends_by_itself_closes_its_output() {
         let mut tied = tied(&command("sh", ["-c", "echo said; exit 7"]));
-        let child = tied.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let child = tied.stdout(Stdio::piped()).spawn();
         let mut child = child.expect("a shell");
         let held = child.stdin.take();
         let output = read(child.stdout.take(), &Detail::default(), None).await;

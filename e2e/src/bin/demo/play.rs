@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
 use weir_e2e::cluster::{
-    command::{command, run_tied},
+    command::{command, run_with},
     progress::{Detail, Progress},
 };
 
@@ -111,13 +111,12 @@ pub(crate) async fn play(
             "--output-scale",
             "0.2",
         ])
-        .arg("--until-stdin-closes")
         .arg("--records")
         .arg(directory.join("requests.jsonl"))
         .arg("--summary")
         .arg(&summary);
     let detail = Detail::default();
-    let run = async { run_tied(command, &detail).await.map(|_| ()) };
+    let run = async { run_with(command, &detail).await.map(|_| ()) };
     let what = format!(
         "playing {} agent sessions, {} at once, from {trace}",
         args.sessions, args.concurrency

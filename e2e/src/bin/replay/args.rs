@@ -20,7 +20,7 @@ const CHAT_PATH: &str = "/chat/completions";
 /// bytes of the prompts, so that prefix caches see what they would have seen.
 ///
 /// A request ends in exactly one outcome: ok (a complete answer), failed (an error, or an answer that breaks off), lost (no
-/// answer at all), cancelled (Ctrl-C, --duration or --until-stdin-closes). A session goes on after a failure; nothing is retried unless
+/// answer at all), cancelled (Ctrl-C or --duration). A session goes on after a failure; nothing is retried unless
 /// asked. The exit code is 0 when the replay ran to its end, whatever the outcomes, and 130 when it was interrupted; the
 /// summary is written in both cases.
 #[derive(Debug, Parser)]
@@ -98,9 +98,6 @@ pub(crate) struct Args {
     /// Stop after so many seconds: no new turns, those under way are cancelled [default: none]
     #[arg(long)]
     duration: Option<f64>,
-    /// Stop when standard input, a pipe, is closed: a program that holds its other end is then not outlived, however it ends
-    #[arg(long)]
-    until_stdin_closes: bool,
     /// Where to write one JSON line per request
     #[arg(long)]
     records: PathBuf,
@@ -121,7 +118,6 @@ pub(crate) struct Config {
     pub(crate) max_turns: usize,
     pub(crate) max_prompt_tokens: Option<u64>,
     pub(crate) duration: Option<Duration>,
-    pub(crate) until_stdin_closes: bool,
     pub(crate) records: PathBuf,
     pub(crate) summary: PathBuf,
     pub(crate) style: Style,
@@ -215,7 +211,6 @@ impl Args {
                 .duration
                 .map(|value| seconds("duration", value))
                 .transpose()?,
-            until_stdin_closes: self.until_stdin_closes,
             records: self.records,
             summary: self.summary,
             style,

@@ -1,16 +1,13 @@
 //! Wires the parts together, and writes the summary.
 
 use std::fs::File;
-use std::io::{self, BufWriter};
-use std::os::fd::AsFd as _;
+use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::Serialize;
-use tokio::io::AsyncReadExt as _;
-use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -30,7 +27,7 @@ const EVENT_QUEUE: usize = 1024;
 pub(crate) enum End {
     /// All sessions were played, or `--duration` was over.
     Complete,
-    /// By a signal, or by the end of standard input.
+    /// By a signal.
     Interrupted,
 }
 
@@ -73,10 +70,6 @@ pub(crate) fn run(config: Config) -> anyhow::Result<End> {
         let mut watchers = JoinSet::new();
         let interrupted = CancellationToken::new();
         watchers.spawn(watch_signals(stop.clone(), interrupted.clone()));
-        if config.until_stdin_closes {
-            let input = standard_input().context("--until-stdin-closes: standard input is no pipe")?;
-            watchers.spawn(watch_input(input, stop.clone(), interrupted.clone()));
-        }
         let path = config.summary.clone();
         let mut summary = replay(config, stop).await?;
         summary.interrupted = interrupted.is_cancelled();
@@ -149,29 +142,12 @@ async fn stop_after(duration: Duration, stop: CancellationToken) {
 }
 
 /// Ctrl-C and SIGTERM stop the replay.
-async fn watch_signals(stop: CancellationToken, interrupted: CancellationToken) -> io::Result<()> {
+async fn watch_signals(stop: CancellationToken, interrupted: CancellationToken) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         pressed = tokio::signal::ctrl_c() => pressed?,
         _ = terminate.recv() => {}
     }
-    interrupted.cancel();
-    stop.cancel();
-    Ok(())
-}
-
-fn standard_input() -> io::Result<pipe::Receiver> {
-    pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)
-}
-
-/// The end of `input` stops the replay; what it says does not matter.
-async fn watch_input(
-    mut input: pipe::Receiver,
-    stop: CancellationToken,
-    interrupted: CancellationToken,
-) -> io::Result<()> {
-    let mut ignored = [0; 512];
-    while input.read(&mut ignored).await? > 0 {}
     interrupted.cancel();
     stop.cancel();
     Ok(())
