@@ -45,16 +45,20 @@ async fn main() -> ExitCode {
     let mut stage = stage::Stage::new(progress.clone());
     let mut keep = args.keep;
     let outcome = tokio::select! {
-        outcome = life::live(&args, &mut stage) => outcome,
-        signal = interrupted() => {
-            keep = false;
-            Err(anyhow::anyhow!("{signal}"))
-        }
+        outcome = life::live(&args, &mut stage) => Ok(outcome),
+        signal = interrupted() => Err(signal),
     };
-    let succeeded = outcome.is_ok();
-    if let Err(error) = outcome {
-        progress.say(format_args!("error: {error:#}"));
-        stage.explain().await;
+    let succeeded = matches!(outcome, Ok(Ok(())));
+    match outcome {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            progress.say(format_args!("error: {error:#}"));
+            stage.explain().await;
+        }
+        Err(signal) => {
+            progress.say(format_args!("{signal}: ending everything that was started"));
+            keep = false;
+        }
     }
     match stage.strike(keep).await {
         Ok(()) if succeeded => ExitCode::SUCCESS,

@@ -95,7 +95,7 @@ impl View {
         let status = self.status();
         let activity = status.and_then(|status| status.activity.as_ref());
         let mut line = format!(
-            "{}, {} of {} endpoints ready",
+            "{}, {} endpoints ready, {} ordered",
             if self.reason().is_empty() {
                 "no status yet"
             } else {
