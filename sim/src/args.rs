@@ -1,4 +1,6 @@
-//! The command line: `engine_sim serve MODEL [vLLM's flags] [the simulator's own]`.
+//! The command line: `engine_sim serve MODEL [vLLM's flags] [the simulator's own]`, or SGLang's ([`sglang`]).
+
+mod sglang;
 
 use std::{net::IpAddr, time::Duration};
 
@@ -6,6 +8,7 @@ use clap::{ArgAction, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::{
     engine::{Policy, profile::Profile},
+    flavour::Flavour,
     options::Options,
 };
 
@@ -169,21 +172,66 @@ fn duration(text: &str) -> Result<Duration, String> {
 pub(crate) fn parse(
     arguments: impl IntoIterator<Item = String>,
 ) -> Result<(Options, Vec<String>), clap::Error> {
-    let (known, ignored) = drop_unknown(arguments);
+    let mut arguments: Vec<String> = arguments.into_iter().collect();
+    match flavour(&mut arguments).as_deref() {
+        Some("sglang") => return sglang::parse(arguments),
+        Some("vllm") | None => {}
+        Some(other) => {
+            let message = format!("--flavour is `vllm` or `sglang`, not `{other}`");
+            return Err(Cli::command().error(clap::error::ErrorKind::ValueValidation, message));
+        }
+    }
+    let mut command = Cli::command();
+    command.build();
+    let serve = command.find_subcommand("serve").unwrap_or(&command);
+    let (known, ignored) = drop_unknown(arguments, serve);
     let Verb::Serve(serve) = Cli::try_parse_from(known)?.command;
     Ok((options(*serve)?, ignored))
 }
 
-fn options(serve: Serve) -> Result<Options, clap::Error> {
-    let host = match serve.host.as_str() {
-        "localhost" => IpAddr::from([127, 0, 0, 1]),
+/// Takes out what names the engine to speak like: `--flavour X` after `serve`, or Python's `-m sglang.launch_server`.
+fn flavour(arguments: &mut Vec<String>) -> Option<String> {
+    if arguments
+        .get(1..3)
+        .is_some_and(|words| words == ["-m", "sglang.launch_server"])
+    {
+        arguments.drain(1..3);
+        return Some("sglang".to_owned());
+    }
+    let at = arguments
+        .iter()
+        .position(|word| word == "--flavour" || word.starts_with("--flavour="))?;
+    let word = arguments.remove(at);
+    let named = match word.split_once('=') {
+        Some((_, named)) => named.to_owned(),
+        None if at < arguments.len() => arguments.remove(at),
+        None => String::new(),
+    };
+    // SGLang's flags follow the program's name.
+    if named == "sglang" {
+        arguments.retain(|word| word != "serve");
+    }
+    Some(named)
+}
+
+fn host(text: &str) -> Result<IpAddr, clap::Error> {
+    match text {
+        "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
         text => text.parse().map_err(|_| {
             let message = format!("`{text}` is not an IP address");
             Cli::command().error(clap::error::ErrorKind::ValueValidation, message)
-        })?,
-    };
-    let seconds = |value| (value > 0).then(|| Duration::from_secs(value));
+        }),
+    }
+}
+
+const fn seconds(value: u64) -> Duration {
+    Duration::from_secs(value)
+}
+
+fn options(serve: Serve) -> Result<Options, clap::Error> {
+    let host = host(&serve.host)?;
     Ok(Options {
+        flavour: Flavour::Vllm,
         model: serve.model,
         served_names: serve.served_model_name,
         host,
@@ -214,23 +262,23 @@ fn options(serve: Serve) -> Result<Options, clap::Error> {
         load_tracking: serve.enable_server_load_tracking,
         sleep_mode: serve.enable_sleep_mode,
         dev_mode: serve.dev_mode == "1",
-        shutdown_timeout: Duration::from_secs(serve.shutdown_timeout),
-        keep_alive: Duration::from_secs(serve.http_timeout_keep_alive),
-        sse_keep_alive: seconds(serve.sse_keep_alive_interval),
+        shutdown_timeout: seconds(serve.shutdown_timeout),
+        keep_alive: seconds(serve.http_timeout_keep_alive),
+        sse_keep_alive: (serve.sse_keep_alive_interval > 0).then(|| seconds(serve.sse_keep_alive_interval)),
         stream_interval: serve.stream_interval,
     })
 }
 
 /// Takes out flags that this program does not know, with their values (whatever follows up to the next flag). Model
 /// sources come first, as for `vllm serve`. Underscores in flag names count as dashes.
-fn drop_unknown(arguments: impl IntoIterator<Item = String>) -> (Vec<String>, Vec<String>) {
-    let mut command = Cli::command();
-    command.build();
-    let serve = command.find_subcommand("serve");
+fn drop_unknown(arguments: Vec<String>, command: &clap::Command) -> (Vec<String>, Vec<String>) {
     let takes = |name: &str| {
-        let argument = serve?
-            .get_arguments()
-            .find(|argument| argument.get_long() == Some(name))?;
+        let argument = command.get_arguments().find(|argument| {
+            argument.get_long() == Some(name)
+                || argument
+                    .get_all_aliases()
+                    .is_some_and(|aliases| aliases.contains(&name))
+        })?;
         Some(!matches!(
             argument.get_action(),
             ArgAction::SetTrue | ArgAction::Help | ArgAction::Version

@@ -103,6 +103,7 @@ pub(crate) enum Mishap {
 pub(crate) struct Faults {
     queue: Mutex<VecDeque<(Mishap, u32)>>,
     unhealthy: AtomicBool,
+    hung: AtomicBool,
 }
 
 impl Faults {
@@ -119,13 +120,18 @@ impl Faults {
             Fault::Clear {} => {
                 queue.clear();
                 self.unhealthy.store(false, Relaxed);
+                self.hung.store(false, Relaxed);
                 return;
             }
             Fault::Unhealthy {} => {
                 self.unhealthy.store(true, Relaxed);
                 return;
             }
-            Fault::Hang {} | Fault::Crash { .. } | Fault::Slow { .. } | Fault::Refuse {} => return,
+            Fault::Hang {} => {
+                self.hung.store(true, Relaxed);
+                return;
+            }
+            Fault::Crash { .. } | Fault::Slow { .. } | Fault::Refuse {} => return,
         };
         if times > 0 {
             queue.push_back((mishap, times));
@@ -142,6 +148,11 @@ impl Faults {
             queue.pop_front();
         }
         Some(mishap)
+    }
+
+    /// No step ends any more.
+    pub(crate) fn hung(&self) -> bool {
+        self.hung.load(Relaxed)
     }
 
     pub(crate) fn unhealthy(&self) -> bool {

@@ -1,4 +1,4 @@
-//! A simulator of vLLM's OpenAI-compatible server, for tests and demonstrations without a GPU.
+//! A simulator of vLLM's OpenAI-compatible server, and of SGLang's ([`Flavour`]), for tests and demonstrations without a GPU.
 //!
 //! It speaks HTTP exactly where a router can notice, and takes its time from a continuous-batching step loop with a
 //! prefix cache ([`engine`]). [`spawn`] runs it inside a test; [`main`] is the program. Under `/sim` it offers what
@@ -8,6 +8,7 @@ mod args;
 mod driver;
 pub mod engine;
 mod fault;
+mod flavour;
 mod http;
 mod ledger;
 mod options;
@@ -17,6 +18,7 @@ mod server;
 
 pub use crate::{
     fault::Fault,
+    flavour::{Flavour, Sglang},
     ledger::{Entry, Outcome, Snapshot, Totals},
     options::{InvalidOptions, Options},
     process::main,

@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, net::Ipv4Addr, time::Duration};
 
-use crate::engine::{Policy, Settings, profile::Profile};
+use crate::{
+    engine::{Policy, Settings, profile::Profile},
+    flavour::Flavour,
+};
 
 /// vLLM's share of blocks: tokens per block on CUDA.
 const BLOCK_SIZE: u32 = 16;
@@ -11,6 +14,8 @@ const BLOCK_SIZE: u32 = 16;
 /// at once.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// The engine to speak like.
+    pub flavour: Flavour,
     /// Model source, shown as `root` in `/v1/models`.
     pub model: String,
     /// Names clients may ask for, the canonical one first; empty = the model source.
@@ -72,6 +77,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            flavour: Flavour::Vllm,
             model: "sim-model".to_owned(),
             served_names: Vec::new(),
             host: IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -191,6 +197,11 @@ impl Options {
         } else {
             &self.served_names
         }
+    }
+
+    /// SGLang's switches, when it is the engine to speak like.
+    pub(crate) fn sglang(&self) -> Option<crate::flavour::Sglang> {
+        self.flavour.sglang()
     }
 
     /// The name every answer carries, whatever alias was asked for.

@@ -1,5 +1,5 @@
-//! The server's life: refused while starting, listening, SIGTERM in both of vLLM's ways, crash, exit
-//! (`engine-interface.md` §6.3 to §6.6).
+//! The server's life: refused while starting, listening, SIGTERM in both of vLLM's ways and in SGLang's, crash, exit
+//! (`engine-interface.md` §3.6, §6.3 to §6.6).
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use tracing::info;
 
 use crate::{
     driver::{Clock, Command},
-    http::{App, Control, VERSION, serve_connection},
+    http::{App, Control, VERSION, serve_connection, sglang},
 };
 
 /// Connections the kernel queues before they are accepted.
@@ -26,6 +26,10 @@ const AFTER_DRAIN: Duration = Duration::from_millis(500);
 const FLUSH: Duration = Duration::from_secs(1);
 /// Shares of the start-up time, in the order of [`Server::announce`].
 const PHASES: [f64; 5] = [0.15, 0.15, 0.3, 0.2, 0.2];
+/// How often a draining SGLang server looks whether it is empty; scaled, unlike the times above.
+const WATCHDOG: Duration = Duration::from_secs(5);
+/// Share of SGLang's start-up in which it listens already and warms up.
+const WARM_UP: f64 = 0.1;
 const NEVER: Duration = Duration::from_secs(86_400 * 365);
 
 /// How a server ended; the number is the process' exit code.
@@ -74,6 +78,8 @@ struct End {
 enum EndKind {
     /// The drain's time is over.
     DrainTimeout,
+    /// SGLang looks whether anything is in flight.
+    Watchdog,
     /// Close the listener, then leave when all connections are gone.
     Close,
 }
@@ -86,7 +92,12 @@ impl Server {
             return Ok(exit);
         }
         let listener = bound.socket.listen(BACKLOG)?;
-        info!("Starting vLLM server on http://{address}");
+        let warm_up = self.app.options.startup.mul_f64(WARM_UP);
+        self.app.warm_up(warm_up);
+        match self.app.options.sglang() {
+            Some(_) => info!("Uvicorn running on http://{address}, warming up for {warm_up:?}"),
+            None => info!("Starting vLLM server on http://{address}"),
+        }
         info!("Application startup complete.");
         self.ready.send_replace(true);
         self.serve(listener, address).await
@@ -94,7 +105,10 @@ impl Server {
 
     /// Waits out the start-up. The first SIGTERM is swallowed, a second one ends the process.
     async fn start_up(&mut self, address: SocketAddr) -> Option<Exit> {
-        let total = self.app.options.startup;
+        let total = match self.app.options.sglang() {
+            Some(_) => self.app.options.startup.mul_f64(1.0 - WARM_UP),
+            None => self.app.options.startup,
+        };
         let mut swallowed = false;
         for (phase, share) in PHASES.into_iter().enumerate() {
             self.announce(phase, address);
@@ -115,6 +129,9 @@ impl Server {
                 }
             }
         }
+        if self.app.options.sglang().is_some() {
+            return None;
+        }
         let total = total.as_secs_f64();
         info!(
             "init engine (profile, create kv cache, warmup model) took {total:.2} s (compilation: {:.2} s)",
@@ -123,8 +140,11 @@ impl Server {
         None
     }
 
-    /// Logs what vLLM logs when a phase begins.
+    /// Logs what the engine logs when a phase begins.
     fn announce(&self, phase: usize, address: SocketAddr) {
+        if self.app.options.sglang().is_some() {
+            return self.announce_sglang(phase, address);
+        }
         let (settings, options) = (&self.app.settings, &self.app.options);
         let weights = settings.profile.weights_gib;
         let seconds = |share: f64| options.startup.as_secs_f64() * share;
@@ -169,6 +189,24 @@ impl Server {
         }
     }
 
+    fn announce_sglang(&self, phase: usize, address: SocketAddr) {
+        let (settings, options) = (&self.app.settings, &self.app.options);
+        match phase {
+            0 => info!(
+                "SGLang server version {} (simulated: {}) for {address}",
+                sglang::VERSION,
+                settings.profile
+            ),
+            1 => info!("server_args=ServerArgs(model_path='{}')", options.model),
+            2 => info!("Load weight begin."),
+            3 => info!(
+                "KV Cache is allocated. #tokens: {}",
+                u64::from(settings.blocks - 1) * u64::from(settings.block_size)
+            ),
+            _ => info!("Capture cuda graph begin. This can take up to several minutes."),
+        }
+    }
+
     async fn serve(mut self, listener: TcpListener, address: SocketAddr) -> io::Result<Exit> {
         let mut listener = Some(listener);
         let mut connections = JoinSet::new();
@@ -205,6 +243,10 @@ impl Server {
                         self.app.die();
                         end = Some(End { at: self.instant(AFTER_DRAIN), kind: EndKind::Close });
                     }
+                    Some(EndKind::Watchdog) if *self.app.engine.live().borrow() == 0 || self.app.is_silent() => {
+                        end = Some(End { at: self.instant(TEARDOWN), kind: EndKind::Close });
+                    }
+                    Some(EndKind::Watchdog) => end = Some(self.watch_again()),
                     Some(EndKind::Close) => break,
                     None => {}
                 },
@@ -219,7 +261,13 @@ impl Server {
 
     /// SIGTERM: with a shutdown timeout requests in flight go on and new ones are refused; without one the engine is
     /// killed at once and requests in flight hang until their clients leave.
+    ///
+    /// SGLang says it to its probes, goes on taking requests, and leaves when it looks and finds nothing in flight.
     fn terminate(&self) -> End {
+        if self.app.options.sglang().is_some() {
+            self.app.drain();
+            return self.watch_again();
+        }
         let timeout = self.app.options.shutdown_timeout;
         if timeout.is_zero() {
             self.app.engine.send(Command::Silence);
@@ -232,6 +280,13 @@ impl Server {
         End {
             at: self.instant(timeout),
             kind: EndKind::DrainTimeout,
+        }
+    }
+
+    fn watch_again(&self) -> End {
+        End {
+            at: self.instant(WATCHDOG.mul_f64(self.app.options.time_scale)),
+            kind: EndKind::Watchdog,
         }
     }
 

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     driver::{Command, Event, Failure, Submission},
     engine::{
-        Asked, Request, SequenceId,
+        Asked, Rejection, Request, SequenceId,
         script::{Limits, Script, output_key},
         tokens::{hash_tokens, mix},
     },
@@ -116,7 +116,7 @@ pub(super) fn clip_max_tokens(app: &App, api: &dyn Api, ask: &Ask) -> Result<u64
 /// Hands the request to the engine and waits until it is admitted.
 pub(super) async fn submit(call: Call<'_>, ask: Ask, max_tokens: u64) -> Result<Admitted, ApiError> {
     let app = call.app;
-    if app.is_draining() {
+    if app.is_draining() && app.options.sglang().is_none() {
         return Err(ApiError::from_failure(Failure::Draining));
     }
     let arrived = app.engine.clock().now();
@@ -171,6 +171,9 @@ pub(super) async fn submit(call: Call<'_>, ask: Ask, max_tokens: u64) -> Result<
             tally,
             speakers,
         }),
+        Some(Event::Failed(Failure::Rejected(Rejection::Requests))) if app.options.sglang().is_some() => {
+            Err(ApiError::unavailable("The request queue is full."))
+        }
         Some(Event::Failed(failure)) => Err(ApiError::from_failure(failure)),
         Some(Event::Output { .. }) | None => Err(ApiError::from_failure(Failure::Dead)),
     }
@@ -178,14 +181,18 @@ pub(super) async fn submit(call: Call<'_>, ask: Ask, max_tokens: u64) -> Result<
 
 fn meta(call: Call<'_>, ask: &Ask, job: u64, arrived: Duration, max_tokens: u64) -> Meta {
     let app = call.app;
+    let number = mix(app.id_seed ^ job);
     let suffix = ask
         .request_id
         .clone()
-        .unwrap_or_else(|| format!("{:016x}", mix(app.id_seed ^ job)));
+        .unwrap_or_else(|| match app.options.sglang() {
+            Some(_) => format!("{number:016x}{:016x}", mix(number)),
+            None => format!("{number:016x}"),
+        });
     Meta {
         id: format!("{}{suffix}", call.api.id_prefix()),
         created: app.engine.clock().unix_ms(arrived) / 1000,
-        model: app.options.canonical_name().to_owned(),
+        model: app.answered_model(ask.model.as_deref()),
         fingerprint: app.fingerprint.clone(),
         include_usage: ask.include_usage || app.options.force_include_usage,
         continuous_usage: ask.continuous_usage || app.options.force_include_usage,

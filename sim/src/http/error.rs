@@ -1,4 +1,4 @@
-//! Error answers in vLLM's shapes (`engine-interface.md` §1.4).
+//! Error answers in vLLM's shapes (`engine-interface.md` §1.4) and in SGLang's.
 
 use http::StatusCode;
 use serde_json::json;
@@ -19,6 +19,8 @@ pub(crate) struct ApiError {
 pub(crate) enum Shape {
     OpenAi,
     Anthropic,
+    /// SGLang's: the members of OpenAI's `error` at the top.
+    Flat,
 }
 
 impl ApiError {
@@ -59,6 +61,11 @@ impl ApiError {
             message.to_owned(),
             None,
         )
+    }
+
+    /// SGLang's scheduler gave the request back.
+    pub(crate) fn unavailable(message: &str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "503", message.to_owned(), None)
     }
 
     /// An ordered error; the type is the status' phrase, as for a bare HTTP exception.
@@ -106,19 +113,33 @@ impl ApiError {
             Shape::Anthropic => {
                 json!({"type": "error", "error": {"type": self.kind, "message": self.message}})
             }
+            Shape::Flat => json!({
+                "object": "error", "message": self.message, "type": self.kind, "param": self.param,
+                "code": self.status.as_u16(),
+            }),
         };
         value.to_string().into_bytes()
     }
 
     /// The event that ends a stream; its JSON has spaces, unlike every other event.
     pub(crate) fn event(&self) -> String {
+        self.event_with("", self.kind)
+    }
+
+    /// SGLang's: the flat error inside `error`, its type the name of the status.
+    pub(crate) fn flat_event(&self) -> String {
+        let name = self.status.canonical_reason().unwrap_or("ERROR");
+        self.event_with("\"object\": \"error\", ", &name.to_uppercase().replace(' ', "_"))
+    }
+
+    fn event_with(&self, before: &str, kind: &str) -> String {
         let quoted = |text: &str| json!(text).to_string();
         let param = self.param.as_deref().map_or_else(|| "null".to_owned(), quoted);
         format!(
-            "data: {{\"error\": {{\"message\": {}, \"type\": {}, \"param\": {param}, \"code\": {}}}}}\n\n\
+            "data: {{\"error\": {{{before}\"message\": {}, \"type\": {}, \"param\": {param}, \"code\": {}}}}}\n\n\
              data: [DONE]\n\n",
             quoted(&self.message),
-            quoted(self.kind),
+            quoted(kind),
             self.status.as_u16()
         )
     }
@@ -143,6 +164,10 @@ mod tests {
             body(&unknown, Shape::Anthropic),
             r#"{"type":"error","error":{"type":"NotFoundError","message":"The model `zzz` does not exist."}}"#
         );
+        assert_eq!(
+            body(&unknown, Shape::Flat),
+            r#"{"object":"error","message":"The model `zzz` does not exist.","type":"NotFoundError","param":"model","code":404}"#
+        );
         let missing = ApiError::validation("missing", "messages", "Field required");
         assert_eq!(missing.param.as_deref(), Some("body.messages"));
         assert!(
@@ -158,6 +183,11 @@ mod tests {
             ApiError::internal("x").event(),
             "data: {\"error\": {\"message\": \"x\", \"type\": \"InternalServerError\", \"param\": null, \
              \"code\": 500}}\n\ndata: [DONE]\n\n"
+        );
+        assert_eq!(
+            ApiError::unavailable("x").flat_event(),
+            "data: {\"error\": {\"object\": \"error\", \"message\": \"x\", \"type\": \"SERVICE_UNAVAILABLE\", \
+             \"param\": null, \"code\": 503}}\n\ndata: [DONE]\n\n"
         );
     }
 

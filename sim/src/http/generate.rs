@@ -175,7 +175,14 @@ async fn answer_ask(
         ask.stream,
         ask.stream_interval.unwrap_or(app.options.stream_interval),
     );
-    let admitted = submit(call, ask, max_tokens).await?;
+    let sglang = app.options.sglang().is_some();
+    let admitted = match submit(call, ask, max_tokens).await {
+        // The scheduler's own refusal comes when the stream's head is out.
+        Err(error) if sglang && stream && error.status == StatusCode::SERVICE_UNAVAILABLE => {
+            return Ok(super::sglang::given_back(&error));
+        }
+        admitted => admitted?,
+    };
     if !stream {
         return whole(api, admitted, mishap).await;
     }
@@ -186,7 +193,7 @@ async fn answer_ask(
         tally,
         speakers,
     } = admitted;
-    let stream = EventStream::open(Opening {
+    let mut stream = EventStream::open(Opening {
         events,
         lease,
         format: api.format(Arc::new(meta)),
@@ -196,6 +203,9 @@ async fn answer_ask(
         keep_alive: app.options.sse_keep_alive,
         mishap,
     });
+    if sglang {
+        stream.begin().await.map_err(|Cut| Trouble::Cut)?;
+    }
     let mut response = Response::new(AnswerBody::stream(stream));
     let kind = HeaderValue::from_static("text/event-stream; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);

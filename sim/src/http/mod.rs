@@ -1,4 +1,5 @@
-//! The HTTP face: vLLM's routes, shapes and manners (`engine-interface.md` §1), and `/sim` for tests.
+//! The HTTP face: vLLM's routes, shapes and manners (`engine-interface.md` §1), or SGLang's ([`sglang`]), and `/sim`
+//! for tests.
 
 mod admit;
 mod ask;
@@ -14,6 +15,7 @@ mod metrics;
 mod prompt;
 mod responses;
 mod route;
+pub(crate) mod sglang;
 mod simulation;
 mod speech;
 mod stream;
@@ -21,9 +23,10 @@ mod stream;
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, PoisonError,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -75,6 +78,10 @@ pub(crate) struct App {
     id_seed: u64,
     draining: AtomicBool,
     dead: AtomicBool,
+    /// SGLang's last `/health` heard nothing from the engine.
+    silent: AtomicBool,
+    /// When SGLang's warm-up ends, on the engine's clock; unset while the server does not listen.
+    warm_at: OnceLock<Duration>,
     /// Generation requests that are not answered to their end.
     in_flight: AtomicUsize,
     /// Requests by route, method and class of status.
@@ -102,12 +109,15 @@ impl App {
             control,
             draining: AtomicBool::new(false),
             dead: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
+            warm_at: OnceLock::new(),
             in_flight: AtomicUsize::new(0),
             counts: Mutex::default(),
         }
     }
 
-    /// New generation requests are refused from now on (SIGTERM with a shutdown timeout).
+    /// SIGTERM came. With vLLM's shutdown timeout new generation requests are refused from now on; SGLang goes on taking
+    /// them, and only its probes say so.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Relaxed);
     }
@@ -125,11 +135,49 @@ impl App {
         !self.dead.load(Relaxed) && !self.faults.unhealthy()
     }
 
+    /// The listener opens now; SGLang warms up for so long.
+    pub(crate) fn warm_up(&self, time: Duration) {
+        let warm_at = self.engine.clock().now() + time;
+        self.warm_at.get_or_init(|| warm_at);
+    }
+
+    fn is_starting(&self) -> bool {
+        let now = self.engine.clock().now();
+        self.warm_at.get().is_none_or(|warm_at| now < *warm_at)
+    }
+
+    fn is_hung(&self) -> bool {
+        self.faults.hung()
+    }
+
+    /// The last `/health` of an SGLang server failed: SIGTERM ends it at once.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silent.load(Relaxed)
+    }
+
+    /// SGLang's `/ready`.
+    fn is_ready(&self) -> bool {
+        self.is_healthy() && !self.is_draining() && !self.is_starting() && !self.is_silent()
+    }
+
+    /// The model's name in an answer: vLLM's own, or for SGLang whatever was asked for.
+    fn answered_model(&self, asked: Option<&str>) -> String {
+        let own = self.options.canonical_name();
+        match self.options.sglang() {
+            Some(_) => asked.filter(|model| !model.is_empty()).unwrap_or("default"),
+            None => own,
+        }
+        .to_owned()
+    }
+
     /// Any served name or none will do.
     fn check_model(&self, model: Option<&str>) -> Result<(), ApiError> {
         let Some(model) = model.filter(|model| !model.is_empty()) else {
             return Ok(());
         };
+        if self.options.sglang().is_some() {
+            return sglang::check_model(self, model);
+        }
         let names = self.options.names();
         if names.iter().any(|name| name == model) {
             return Ok(());

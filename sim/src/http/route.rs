@@ -15,8 +15,9 @@ use super::{
     error::{ApiError, Shape},
     failure,
     generate::{Api, Call, answer},
-    messages, metrics, responses, simulation, with_type,
+    messages, metrics, responses, sglang, simulation, with_type,
 };
+use crate::{flavour::Flavour, options::Options};
 
 const GET: &[Method] = &[Method::GET];
 const POST: &[Method] = &[Method::POST];
@@ -40,11 +41,33 @@ enum Route {
     KvEventSources,
     Metrics,
     Dev(control::Dev),
+    Sglang(sglang::Door),
     Simulation(simulation::Door),
 }
 
 /// Finds the route of a path: its name in metrics, and the methods it takes.
-fn find(path: &str, dev_mode: bool) -> Option<(Route, &'static str, &'static [Method])> {
+fn find(path: &str, options: &Options) -> Option<(Route, &'static str, &'static [Method])> {
+    match options.flavour {
+        Flavour::Vllm => of_vllm(path, options.dev_mode),
+        Flavour::Sglang(switches) => {
+            let own = sglang::door(path, switches);
+            own.map(|(door, name, methods)| (Route::Sglang(door), name, methods))
+                .or_else(|| of_sglang(path))
+        }
+    }
+}
+
+/// What SGLang shares with vLLM.
+fn of_sglang(path: &str) -> Option<(Route, &'static str, &'static [Method])> {
+    match path {
+        "/v1/tokenize" => Some((Route::Tokenise, "/v1/tokenize", POST)),
+        "/v1/detokenize" => Some((Route::Detokenise, "/v1/detokenize", POST)),
+        "/load" | "/version" | "/kv_event_sources" | "/metrics" => None,
+        path => of_vllm(path, false),
+    }
+}
+
+fn of_vllm(path: &str, dev_mode: bool) -> Option<(Route, &'static str, &'static [Method])> {
     Some(match path {
         "/v1/chat/completions" => (Route::Chat, "/v1/chat/completions", POST),
         "/v1/completions" => (Route::Completions, "/v1/completions", POST),
@@ -87,7 +110,7 @@ fn guarded(path: &str) -> bool {
 /// Answers one request.
 pub(super) async fn respond(app: &Arc<App>, request: Request<Incoming>) -> Result<Response<AnswerBody>, Cut> {
     let (parts, body) = request.into_parts();
-    let Some((route, name, methods)) = find(parts.uri.path(), app.options.dev_mode) else {
+    let Some((route, name, methods)) = find(parts.uri.path(), &app.options) else {
         let response = if unauthorised(app, &parts) {
             refuse()
         } else {
@@ -124,7 +147,12 @@ pub(super) async fn respond(app: &Arc<App>, request: Request<Incoming>) -> Resul
 
 fn unauthorised(app: &App, parts: &Parts) -> bool {
     let keys = &app.options.api_keys;
-    if keys.is_empty() || !guarded(parts.uri.path()) || parts.method == Method::OPTIONS {
+    let path = parts.uri.path();
+    let guarded = match app.options.flavour {
+        Flavour::Vllm => guarded(path),
+        Flavour::Sglang(_) => sglang::guarded(path),
+    };
+    if keys.is_empty() || !guarded || parts.method == Method::OPTIONS {
         return false;
     }
     let given = parts
@@ -150,7 +178,12 @@ async fn dispatch(
     bytes: Bytes,
 ) -> Result<Response<AnswerBody>, Cut> {
     let headers = &parts.headers;
+    let sglang = app.options.sglang().is_some();
     Ok(match route {
+        Route::Chat if sglang => return generate(app, &sglang::Chat, parts, &bytes, chat::parse).await,
+        Route::Completions if sglang => {
+            return generate(app, &sglang::Completions, parts, &bytes, completions::parse).await;
+        }
         Route::Chat => return generate(app, &chat::Chat, parts, &bytes, chat::parse).await,
         Route::Completions => {
             return generate(app, &completions::Completions, parts, &bytes, completions::parse).await;
@@ -174,12 +207,14 @@ async fn dispatch(
             let parsed = json_body(headers, &bytes).and_then(|body| messages::parse(&body, headers, true));
             control::count_tokens(app, parsed)
         }
-        Route::Tokenise => {
-            or_failure(json_body(headers, &bytes).and_then(|body| control::tokenise(app, &body)))
-        }
-        Route::Detokenise => {
-            or_failure(json_body(headers, &bytes).and_then(|body| control::detokenise(app, &body)))
-        }
+        Route::Tokenise => or_failure(
+            app,
+            json_body(headers, &bytes).and_then(|body| control::tokenise(app, &body)),
+        ),
+        Route::Detokenise => or_failure(
+            app,
+            json_body(headers, &bytes).and_then(|body| control::detokenise(app, &body)),
+        ),
         Route::Models => control::models(app),
         Route::Health => control::health(app),
         Route::Load => control::load(app),
@@ -187,6 +222,7 @@ async fn dispatch(
         Route::KvEventSources => super::json_response("{}"),
         Route::Metrics => metrics::page(app).await,
         Route::Dev(dev) => control::obey(app, dev, parts.uri.query().unwrap_or_default(), &bytes).await,
+        Route::Sglang(door) => sglang::enter(app, door, parts.uri.path(), &bytes).await,
         Route::Simulation(door) => {
             simulation::enter(app, door, parts.uri.query().unwrap_or_default(), &bytes)
         }
@@ -200,8 +236,12 @@ async fn generate(
     bytes: &Bytes,
     parse: impl Fn(&Value, &HeaderMap) -> Result<super::ask::Ask, ApiError>,
 ) -> Result<Response<AnswerBody>, Cut> {
-    let parsed = json_body(&parts.headers, bytes).and_then(|body| parse(&body, &parts.headers));
-    let path = find(parts.uri.path(), false).map_or("", |(_, name, _)| name);
+    let parsed = json_body(&parts.headers, bytes).and_then(|body| {
+        let mut ask = parse(&body, &parts.headers)?;
+        sglang::adapt(app, &mut ask, &body, &parts.headers)?;
+        Ok(ask)
+    });
+    let path = find(parts.uri.path(), &app.options).map_or("", |(_, name, _)| name);
     answer(
         Call {
             app,
@@ -214,8 +254,12 @@ async fn generate(
     .await
 }
 
-fn or_failure(answer: Result<Response<AnswerBody>, ApiError>) -> Response<AnswerBody> {
-    answer.unwrap_or_else(|error| failure(&error, Shape::OpenAi))
+fn or_failure(app: &App, answer: Result<Response<AnswerBody>, ApiError>) -> Response<AnswerBody> {
+    let shape = match app.options.flavour {
+        Flavour::Vllm => Shape::OpenAi,
+        Flavour::Sglang(_) => Shape::Flat,
+    };
+    answer.unwrap_or_else(|error| failure(&error, shape))
 }
 
 /// Reads a JSON body; the content type must say that it is one.
@@ -244,22 +288,72 @@ mod tests {
 
     #[test]
     fn routes_are_found_with_their_methods() {
-        let check = |path: &str, dev: bool, expected: Option<Route>| {
-            assert_eq!(find(path, dev).map(|(route, ..)| route), expected, "{path}");
+        let options = |dev_mode| Options {
+            dev_mode,
+            ..Options::default()
         };
-        check("/v1/chat/completions", false, Some(Route::Chat));
-        check("/v1/chat/completions/", false, None);
-        check("/v1/embeddings", false, None);
-        check("/v1/models/tiny", false, None);
-        check("/v1/responses/abc", false, Some(Route::StoredResponse));
-        check("/v1/responses/a/b", false, None);
-        check("/sleep", false, None);
-        assert!(matches!(find("/sleep", true), Some((Route::Dev(_), "/sleep", _))));
+        let check = |path: &str, expected: Option<Route>| {
+            assert_eq!(
+                find(path, &options(false)).map(|(route, ..)| route),
+                expected,
+                "{path}"
+            );
+        };
+        check("/v1/chat/completions", Some(Route::Chat));
+        check("/v1/chat/completions/", None);
+        check("/v1/embeddings", None);
+        check("/v1/models/tiny", None);
+        check("/v1/responses/abc", Some(Route::StoredResponse));
+        check("/v1/responses/a/b", None);
+        check("/sleep", None);
+        check("/ready", None);
         assert!(matches!(
-            find("/sim/ledger", false),
+            find("/sleep", &options(true)),
+            Some((Route::Dev(_), "/sleep", _))
+        ));
+        assert!(matches!(
+            find("/sim/ledger", &options(false)),
             Some((Route::Simulation(_), ..))
         ));
-        assert_eq!(find("/ping", false).unwrap().2, ANY);
+        assert_eq!(find("/ping", &options(false)).unwrap().2, ANY);
+    }
+
+    #[test]
+    fn sglang_has_its_own_endpoints_and_none_of_vllms() {
+        let check = |path: &str, metrics: bool, expected: bool| {
+            let options = Options {
+                dev_mode: true,
+                flavour: Flavour::Sglang(crate::Sglang {
+                    metrics,
+                    ..crate::Sglang::default()
+                }),
+                ..Options::default()
+            };
+            assert_eq!(find(path, &options).is_some(), expected, "{path}");
+        };
+        for path in [
+            "/ready",
+            "/health",
+            "/v1/loads",
+            "/v1/models/m",
+            "/v1/chat/completions",
+            "/sim/ledger",
+        ] {
+            check(path, false, true);
+        }
+        for path in [
+            "/sleep",
+            "/version",
+            "/load",
+            "/kv_event_sources",
+            "/get_load",
+            "/metrics",
+        ] {
+            check(path, false, false);
+        }
+        check("/metrics", true, true);
+        assert!(sglang::guarded("/server_info") && sglang::guarded("/v1/models"));
+        assert!(!sglang::guarded("/health_generate") && !sglang::guarded("/metrics"));
     }
 
     #[test]

@@ -80,6 +80,8 @@ pub(crate) struct EventStream {
     /// What shall befall it, and chunks still to go before.
     mishap: Option<(Mishap, u32)>,
     buffer: Vec<u8>,
+    /// What [`Self::begin`] waited for.
+    begun: Option<Bytes>,
     phase: Phase,
 }
 
@@ -130,12 +132,22 @@ impl EventStream {
             keep_alive: keep_alive.map(|interval| (interval, Box::pin(sleep(interval)))),
             mishap,
             buffer,
+            begun: None,
             phase: Phase::Open,
         }
     }
 
+    /// Waits for the first bytes, which then are the first to go out: SGLang's head comes with them.
+    pub(crate) async fn begin(&mut self) -> Result<(), Cut> {
+        self.begun = std::future::poll_fn(|cx| self.poll_next(cx)).await.transpose()?;
+        Ok(())
+    }
+
     /// The next bytes, as many events as are ready.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
+        if let Some(bytes) = self.begun.take() {
+            return Poll::Ready(Some(Ok(bytes)));
+        }
         loop {
             self.suffer();
             if !self.buffer.is_empty() {

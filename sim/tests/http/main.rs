@@ -11,4 +11,6 @@ mod life;
 #[cfg(test)]
 mod manners;
 #[cfg(test)]
+mod sglang;
+#[cfg(test)]
 mod shapes;
