@@ -60,6 +60,8 @@ use crate::{names, reserved, schema};
 )]
 #[x_kube(validation = Rule::new(rules::ACCELERATOR_ONCE)
     .message("resources name the accelerator's resource: its number is accelerator.count"))]
+#[x_kube(validation = Rule::new(rules::SGLANG_NAMES)
+    .message("SGLang takes what follows a colon in a model's name for an adapter: name and aliases have no colon"))]
 #[serde(rename_all = "camelCase")]
 #[schemars(transform = schema::tidy)]
 pub struct LLMPoolSpec {
@@ -72,8 +74,6 @@ pub struct LLMPoolSpec {
         .message("aliases repeat the name"))]
     pub model: Model,
     /// The program that serves it.
-    #[x_kube(validation = Rule::new("self.type != 'SGLang'")
-        .message("type SGLang is not available in this version: SGLang pools come with a later one"))]
     #[x_kube(validation = Rule::new("!has(self.args) || self.args.size() == 0 || \
         self.args[0].startsWith('-')")
         .message("args are flags: the first begins with a hyphen (the model comes from spec.model)"))]
@@ -83,7 +83,7 @@ pub struct LLMPoolSpec {
         .message("args change how the engine is reached (address, TLS, API keys): only its sidecar reaches it, \
             on 127.0.0.1"))]
     #[x_kube(validation = Rule::new(rules::args_without(&reserved::LIFECYCLE_FLAGS))
-        .message("args name a flag that the operator sets (shutdown, sleep mode, metrics, usage details): use \
+        .message("args name a flag that the operator sets (shutdown, sleep mode, metrics, usage details, priorities): use \
             spec.drain and spec.standby, or leave it"))]
     #[x_kube(validation = Rule::new(rules::env())
         .message("env names a variable that the operator sets (caches, tokens, timeouts, development \

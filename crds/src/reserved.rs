@@ -5,41 +5,59 @@
 pub const MODEL_FLAGS: [&str; 4] = ["model", "model-path", "revision", "served-model-name"];
 
 /// Flags refused because the engine is reached by its sidecar alone, on 127.0.0.1, without TLS and keys.
-pub const ADDRESS_FLAGS: [&str; 14] = [
+pub const ADDRESS_FLAGS: [&str; 21] = [
     "admin-api-key",
     "api-key",
     "enable-http2",
     "enable-ssl-refresh",
+    "fastapi-root-path",
+    "grpc-http-sidecar-port",
+    "grpc-mode",
     "grpc-port",
     "headless",
     "host",
     "port",
     "root-path",
+    "sidecar",
+    "smg-grpc-mode",
+    "smg-http-sidecar-port",
     "ssl-ca-certs",
     "ssl-cert-reqs",
     "ssl-certfile",
     "ssl-keyfile",
+    "ssl-keyfile-password",
     "uds",
 ];
 
-/// Flags refused because the operator sets what the router relies on: shutdown, sleep, usage details, metrics.
-pub const LIFECYCLE_FLAGS: [&str; 7] = [
+/// Flags refused because the operator sets what the router relies on: shutdown, sleep, usage details, metrics, the
+/// direction of priorities.
+pub const LIFECYCLE_FLAGS: [&str; 11] = [
+    "abort-on-priority-when-disabled",
     "enable-cache-report",
+    "enable-memory-saver",
     "enable-metrics",
+    "enable-metrics-for-all-schedulers",
     "enable-prompt-tokens-details",
     "enable-sleep-mode",
     "no-enable-prompt-tokens-details",
+    "schedule-low-priority-values-first",
     "shutdown-timeout",
     "sse-keep-alive-interval",
 ];
 
 /// Names refused in `spec.engine.env`; names beginning with [`ENV_PREFIX`] are refused too.
-pub const ENV: [&str; 13] = [
+pub const ENV: [&str; 19] = [
     "HF_HOME",
     "HF_TOKEN",
     "HOME",
     "HUGGING_FACE_HUB_TOKEN",
+    "SGLANG_CACHE_DIR",
+    "SGLANG_DIAG_BYPASS_HEALTH_GENERATE",
+    "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION",
+    "SGLANG_GRPC_PORT",
+    "SGLANG_HEALTH_CHECK_TIMEOUT",
     "SGLANG_TIMEOUT_KEEP_ALIVE",
+    "SGL_FORCE_SHUTDOWN",
     "VLLM_API_KEY",
     "VLLM_CACHE_ROOT",
     "VLLM_ENGINE_READY_TIMEOUT_S",

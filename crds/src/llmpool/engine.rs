@@ -112,7 +112,8 @@ pub struct Engine {
     /// Which engine the image holds: its flags, metrics and shutdown differ. Default `VLLM`.
     #[serde(default)]
     pub r#type: EngineType,
-    /// Image of the engine; its entry point is the engine's server command (`vllm serve`).
+    /// Image of the engine. That of vLLM has the entry point `vllm serve`; in that of SGLang the pod runs
+    /// `python3 -m sglang.launch_server`.
     #[schemars(length(min = 1, max = 1024), regex(pattern = r"^\S+$"))]
     pub image: String,
     /// When the image is pulled: `IfNotPresent`, `Always` or `Never`. Default `IfNotPresent`.

@@ -37,3 +37,7 @@ pub(super) const WITHIN_LIMITS: &str = "!has(self.requests) || !has(self.limits)
 pub(super) const ACCELERATOR_ONCE: &str = "!has(self.accelerator) || !has(self.accelerator.resource) || \
     !((has(self.resources.requests) && self.accelerator.resource in self.resources.requests) || \
     (has(self.resources.limits) && self.accelerator.resource in self.resources.limits))";
+
+/// No colon in the names of an SGLang pool.
+pub(super) const SGLANG_NAMES: &str = "self.engine.type != 'SGLang' || (!self.model.name.contains(':') && \
+    (!has(self.model.aliases) || self.model.aliases.all(alias, !alias.contains(':'))))";

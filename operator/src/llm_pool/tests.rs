@@ -70,6 +70,15 @@ fn objects_of_a_full_pool() {
 }
 
 #[test]
+fn the_engine_of_an_sglang_pool() {
+    let pool = sample(include_str!("../../../deploy/samples/pool-sglang.yaml"));
+    let deployment = built(&pool).1.deployment;
+    let pod = deployment.spec.unwrap().template.spec.unwrap();
+    insta::assert_yaml_snapshot!("sglang_engine", pod.containers[0]);
+    insta::assert_yaml_snapshot!("sglang_sidecar_args", pod.init_containers.unwrap()[0].args);
+}
+
+#[test]
 fn sources_become_arguments_and_volumes() {
     let first_arg = |source: &str| {
         let (valid, desired) = built(&changed(|spec| spec["model"]["source"] = json!(source)));
@@ -168,13 +177,6 @@ fn specs_that_cannot_be_built_are_refused_by_field() {
     check(
         |spec| spec["idle"] = json!({"policy": "Fixed"}),
         Invalid::FixedWithoutAfter,
-    );
-    check(
-        |spec| {
-            spec["engine"]["type"] = json!("SGLang");
-            spec["model"]["aliases"] = json!(["a"]);
-        },
-        Invalid::Aliases,
     );
 }
 

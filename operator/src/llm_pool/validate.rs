@@ -3,10 +3,7 @@
 use std::collections::BTreeMap;
 
 use kube::ResourceExt;
-use weir_crds::{
-    LLMPool, LLMPoolSpec,
-    llmpool::{EngineType, ModelSource},
-};
+use weir_crds::{LLMPool, LLMPoolSpec, llmpool::ModelSource};
 use weir_wire::config::MAX_POOLS;
 
 use crate::key::Key;
@@ -91,9 +88,6 @@ pub enum Invalid {
     /// `Fixed` without a time.
     #[error("spec.idle.after: policy Fixed needs it")]
     FixedWithoutAfter,
-    /// SGLang serves one name.
-    #[error("spec.model.aliases: an SGLang engine serves one name only")]
-    Aliases,
 }
 
 /// Checks a pool.
@@ -117,9 +111,6 @@ pub fn validate(pool: &LLMPool, siblings: &[LLMPool]) -> Result<Valid, Invalid> 
     }
     if spec.idle.policy == weir_crds::llmpool::IdlePolicy::Fixed && spec.idle.after.is_none() {
         return Err(Invalid::FixedWithoutAfter);
-    }
-    if spec.engine.r#type == EngineType::SGLang && !spec.model.aliases.is_empty() {
-        return Err(Invalid::Aliases);
     }
     Ok(Valid {
         key: Key::of(pool),

@@ -92,9 +92,9 @@ fn args(pool: &Valid) -> Vec<String> {
     let port = spec.engine_port().to_string();
     let shutdown = SHUTDOWN_SECONDS.to_string();
     let own = |text: &[&str]| text.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
-    let names: Vec<&str> = spec.model.names().collect();
     let mut args = match spec.engine.r#type {
         EngineType::Vllm => {
+            let names: Vec<&str> = spec.model.names().collect();
             let mut args = own(&[&source, "--served-model-name"]);
             args.extend(own(&names));
             args.extend(own(&[
@@ -109,17 +109,20 @@ fn args(pool: &Valid) -> Vec<String> {
             args
         }
         EngineType::SGLang => {
-            let mut args = own(&["--model-path", &source, "--served-model-name"]);
-            args.extend(own(&names));
-            args.extend(own(&[
+            // One name: SGLang answers to any, so aliases need no flag. Priorities run from low to high, as vLLM's do.
+            own(&[
+                "--model-path",
+                &source,
+                "--served-model-name",
+                &spec.model.name,
                 "--host",
                 "127.0.0.1",
                 "--port",
                 &port,
                 "--enable-metrics",
                 "--enable-cache-report",
-            ]));
-            args
+                "--schedule-low-priority-values-first",
+            ])
         }
     };
     if let Some(revision) = &spec.model.revision {
@@ -148,7 +151,10 @@ fn env(pool: &Valid) -> Vec<EnvVar> {
             value("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", KEEP_ALIVE_SECONDS),
             value("VLLM_ENGINE_READY_TIMEOUT_S", &ready_timeout),
         ]),
-        EngineType::SGLang => env.push(value("SGLANG_TIMEOUT_KEEP_ALIVE", KEEP_ALIVE_SECONDS)),
+        EngineType::SGLang => env.extend([
+            value("SGLANG_CACHE_DIR", &format!("{CACHE}/sglang")),
+            value("SGLANG_TIMEOUT_KEEP_ALIVE", KEEP_ALIVE_SECONDS),
+        ]),
     }
     if let Some(secret) = &spec.model.token_secret_ref {
         env.push(EnvVar {

@@ -82,24 +82,18 @@ struct ChatStream {
 }
 
 impl ChatStream {
-    fn chunk(
-        &self,
-        choice: u32,
-        delta: &Value,
-        finish: Option<&str>,
-        usage: Option<Value>,
-        out: &mut Vec<u8>,
-    ) {
+    fn chunk(&self, choices: &[Value], usage: Option<Value>, out: &mut Vec<u8>) {
         let mut chunk = head(&self.meta);
-        let choice = json!({
-            "index": choice, "delta": delta, "logprobs": null, "finish_reason": finish, "matched_stop": null,
-        });
-        chunk.insert("choices".to_owned(), json!([choice]));
+        chunk.insert("choices".to_owned(), json!(choices));
         if let Some(usage) = usage {
             chunk.insert("usage".to_owned(), usage);
         }
         push(out, format_args!("data: {}\n\n", Value::Object(chunk)));
     }
+}
+
+fn part_of(choice: u32, delta: &Value, finish: Option<&str>) -> Value {
+    json!({"index": choice, "delta": delta, "logprobs": null, "finish_reason": finish, "matched_stop": null})
 }
 
 fn head(meta: &Meta) -> Map<String, Value> {
@@ -132,11 +126,11 @@ impl Format for ChatStream {
         if !self.begun.contains(&piece.choice) {
             self.begun.push(piece.choice);
             let role = json!({"reasoning_content": null, "role": "assistant", "content": ""});
-            self.chunk(piece.choice, &role, None, None, out);
+            self.chunk(&[part_of(piece.choice, &role, None)], None, out);
         }
         for part in &piece.parts {
             let usage = running(&self.meta, tally, piece.choice);
-            self.chunk(piece.choice, &delta(part), None, usage, out);
+            self.chunk(&[part_of(piece.choice, &delta(part), None)], usage, out);
         }
         if let Some(reason) = finish_reason(piece) {
             self.finished.push((piece.choice, reason));
@@ -146,13 +140,10 @@ impl Format for ChatStream {
     fn end(&mut self, tally: &Tally, out: &mut Vec<u8>) {
         let silent = json!({"reasoning_content": null});
         for (choice, reason) in &self.finished {
-            self.chunk(*choice, &silent, Some(reason), None, out);
+            self.chunk(&[part_of(*choice, &silent, Some(reason))], None, out);
         }
         if self.meta.include_usage {
-            let mut chunk = head(&self.meta);
-            chunk.insert("choices".to_owned(), json!([]));
-            chunk.insert("usage".to_owned(), usage(tally, tally.output));
-            push(out, format_args!("data: {}\n\n", Value::Object(chunk)));
+            self.chunk(&[], Some(usage(tally, tally.output)), out);
         }
         out.extend_from_slice(b"data: [DONE]\n\n");
     }
