@@ -36,7 +36,7 @@ use crate::{names, reserved, schema};
     shortname = "pool",
     shortname = "llmp",
     category = "weir",
-    doc = "One model, served by engines (vLLM) that Weir starts when requests come and stops when none are expected.",
+    doc = "One model, served by engines (vLLM or SGLang) that Weir starts when requests come and stops when none are expected.",
     scale(
         spec_replicas_path = ".spec.scaling.minReplicas",
         status_replicas_path = ".status.replicas",

@@ -31,6 +31,9 @@ const STARTING: Duration = Duration::from_millis(100);
 const SERVING: Duration = Duration::from_secs(1);
 /// For one probe or scrape: an engine short of CPU answers late.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks that an SGLang engine is made to take at itself, and the wait for each: it gives up after 20 s.
+const LOOK: Duration = Duration::from_secs(10);
+const LOOK_PATIENCE: Duration = Duration::from_secs(25);
 /// Scrapes missed in a row after which the figures are unknown.
 const SCRAPES_MISSED: u32 = 3;
 /// Longest metrics page, bytes; vLLM's has about 64 KiB.
@@ -74,7 +77,12 @@ enum ModelError {
 impl EngineWatch {
     /// Watches for ever; dropping the future ends it.
     pub async fn run(&self) {
-        tokio::join!(self.watch_health(), self.watch_figures(), self.gather());
+        tokio::join!(
+            self.watch_health(),
+            self.watch_figures(),
+            self.gather(),
+            self.make_it_look()
+        );
     }
 
     async fn watch_health(&self) {
@@ -192,6 +200,22 @@ impl EngineWatch {
             .flatten()
     }
 
+    /// Makes SGLang look at itself. Its `/ready` is a flag that only its `/health` sets: when nothing has come out of
+    /// the scheduler for 20 s, that says 503, and `/ready` says so too until the next success. An idle engine is left
+    /// alone, because it would have to generate a token for the answer.
+    async fn make_it_look(&self) {
+        if self.kind != EngineKind::SGLang {
+            return;
+        }
+        loop {
+            sleep(LOOK).await;
+            if self.hub.is_busy() || !self.alive.load(Ordering::Relaxed) {
+                // The answer comes by the flag.
+                drop(self.get_within("/health", 4096, LOOK_PATIENCE).await);
+            }
+        }
+    }
+
     /// Gathers what changed into one version a second.
     async fn gather(&self) {
         loop {
@@ -201,12 +225,21 @@ impl EngineWatch {
     }
 
     async fn get(&self, target: &str, max_bytes: usize) -> Result<(StatusCode, bytes::Bytes), FetchError> {
+        self.get_within(target, max_bytes, PATIENCE).await
+    }
+
+    async fn get_within(
+        &self,
+        target: &str,
+        max_bytes: usize,
+        within: Duration,
+    ) -> Result<(StatusCode, bytes::Bytes), FetchError> {
         fetch::get(Get {
             address: self.address,
             target,
             bearer: None,
             max_bytes,
-            within: PATIENCE,
+            within,
         })
         .await
     }

@@ -6,6 +6,7 @@
 //! long polls ([`state`]), probes and the preStop hook ([`drain`]).
 
 pub mod cap;
+mod dialect;
 pub mod drain;
 pub mod engine;
 pub mod homes;
@@ -154,6 +155,7 @@ impl Sidecar {
             idle_age: IDLE_AGE,
         };
         let passage = Passage {
+            engine: settings.engine,
             cap,
             activity,
             homes,

@@ -2,12 +2,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header, uri::PathAndQuery};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header, response, uri::PathAndQuery};
 use hyper::body::Incoming;
-use weir_wire::{WorkflowKey, config::Limits, headers as names};
+use weir_wire::{
+    WorkflowKey,
+    config::{EngineKind, Limits},
+    headers as names,
+};
 
 use super::{
     cap::{Cap, Place},
+    dialect,
     drain::{Activity, Presence},
     homes::HomeMemory,
     now,
@@ -21,7 +27,7 @@ use crate::{
         request::{self, Target},
         respond::{ErrorShape, Refusal, Reply},
         stream::{Expected, Observed},
-        upstream::{Outgoing, Upstream},
+        upstream::{Outgoing, Upstream, UpstreamBody, UpstreamError},
         usage::Seen,
     },
 };
@@ -32,6 +38,7 @@ const SILENCE: Duration = Duration::from_secs(3600);
 
 /// Everything a request needs.
 pub(super) struct Passage {
+    pub(super) engine: EngineKind,
     pub(super) cap: Arc<Cap>,
     pub(super) activity: Arc<Activity>,
     pub(super) homes: Arc<HomeMemory>,
@@ -129,7 +136,7 @@ impl Passage {
             }
         };
         let (mut head, mut body) = answer.into_parts();
-        let first = match body.data().await.transpose() {
+        let first = match self.begin(&mut head, &mut body).await {
             Ok(first) => first,
             Err(error) => {
                 tracing::debug!(error = %error, "engine broke off before its first byte");
@@ -137,16 +144,50 @@ impl Passage {
                 return Err(Refusal::EngineFailed);
             }
         };
-        let kind = head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
         let expected = Expected {
             status: head.status.as_u16(),
-            events: kind.is_some_and(|kind| kind.starts_with(b"text/event-stream")),
+            events: is_events(&head),
             shape,
             idle: SILENCE,
         };
         let observed = Observed::new(expected, body, first, lease);
         headers::for_client(&mut head.headers);
         Ok(Reply::from_parts(head, observed.into_reply_body()))
+    }
+
+    /// The first bytes of an answer; all of it when it is an error of an engine with its own words, which is said in
+    /// ours then.
+    async fn begin(
+        &self,
+        head: &mut response::Parts,
+        body: &mut UpstreamBody,
+    ) -> Result<Option<Bytes>, UpstreamError> {
+        let first = body.data().await.transpose()?;
+        let (events, begun) = (is_events(head), first.as_deref().unwrap_or_default());
+        if self.engine != EngineKind::SGLang || !dialect::concerns(head.status, events, begun) {
+            return Ok(first);
+        }
+        let mut whole = BytesMut::from(begun);
+        while whole.len() < dialect::MAX_ERROR
+            && let Some(bytes) = body.data().await.transpose()?
+        {
+            whole.extend_from_slice(&bytes);
+        }
+        let whole = whole.freeze();
+        let translated = body
+            .is_end()
+            .then(|| dialect::translate(head.status, events, &whole))
+            .flatten();
+        let Some((status, said)) = translated else {
+            return Ok(Some(whole));
+        };
+        head.status = status;
+        head.headers.remove(header::TRANSFER_ENCODING);
+        head.headers
+            .insert(header::CONTENT_LENGTH, HeaderValue::from(said.len()));
+        head.headers
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Ok(Some(said))
     }
 
     fn count(&self, refusal: &Refusal) {
@@ -162,6 +203,11 @@ impl Passage {
             .with_label_values(&[reason.as_str()])
             .inc();
     }
+}
+
+fn is_events(head: &response::Parts) -> bool {
+    let kind = head.headers.get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
 }
 
 /// How the client of a path expects errors.
@@ -187,10 +233,13 @@ fn workflow_key(headers: &HeaderMap) -> Option<WorkflowKey> {
     headers.get(names::WORKFLOW_KEY)?.to_str().ok()?.parse().ok()
 }
 
-/// All of Weir's own headers stay here; the attempt's request id goes on to the engine.
+/// All of Weir's own headers stay here; the attempt's request id goes on to the engine. SGLang's `x-override-…` are for
+/// routers (priority, rank, where to fetch a KV cache from), and no client is one.
 fn engine_headers(from: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
     let id = from.get(&REQUEST_ID).map(|id| (&REQUEST_ID, id));
-    headers::for_upstream(from).chain(id)
+    headers::for_upstream(from)
+        .filter(|(name, _)| !name.as_str().starts_with("x-override-"))
+        .chain(id)
 }
 
 #[cfg(test)]
@@ -240,6 +289,7 @@ mod tests {
         from.insert(names::WORKFLOW_KEY, key.to_string().parse().unwrap());
         from.insert(names::REQUEST_ID, "r-1".parse().unwrap());
         from.insert(header::AUTHORIZATION, "Bearer k".parse().unwrap());
+        from.insert("x-override-priority", "-9".parse().unwrap());
         let to: Vec<_> = engine_headers(&from).collect();
         assert_eq!(to.len(), 2);
         assert_eq!(to[1], (&REQUEST_ID, &HeaderValue::from_static("r-1")));

@@ -81,6 +81,11 @@ impl StateHub {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner).0.ready
     }
 
+    /// Requests are present.
+    pub fn is_busy(&self) -> bool {
+        self.activity.in_flight() > 0
+    }
+
     /// The engine's own figures.
     pub fn figures(&self) -> Option<EngineFigures> {
         self.engine

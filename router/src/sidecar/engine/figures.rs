@@ -91,9 +91,7 @@ impl Sums {
             },
             _ => return,
         };
-        // SGLang repeats a series per tensor- and pipeline-parallel rank; the first rank's holds for all.
-        let first_rank = |label| series.label(label).is_none_or(|rank| rank == "0");
-        if value.is_finite() && value >= 0.0 && first_rank("tp_rank") && first_rank("pp_rank") {
+        if value.is_finite() && value >= 0.0 && !series.is_repeated() {
             sum.add(value);
         }
     }
@@ -127,6 +125,19 @@ impl<'a> Series<'a> {
             .parse()
             .ok()?;
         Some(Self { name, labels, value })
+    }
+
+    /// SGLang says some things more than once: per tensor- and pipeline-parallel rank, of which the first holds for all
+    /// (with attention in data parallel, each `dp_rank` speaks for itself, whatever its `tp_rank`), and gauges once
+    /// more per priority, of which the empty one is the total. Counters have no total: each priority adds to them.
+    fn is_repeated(&self) -> bool {
+        if !self.name.starts_with("sglang:") {
+            return false;
+        }
+        let later = |label| self.label(label).is_some_and(|rank| rank != "0");
+        let later_rank = later("pp_rank") || (later("tp_rank") && self.label("dp_rank").is_none());
+        let part = !self.name.ends_with("_total") && self.label("priority").is_some_and(|it| !it.is_empty());
+        later_rank || part
     }
 
     /// The text of a label, as written (escapes are left; the labels that are read have none).
@@ -253,6 +264,24 @@ sglang:cached_tokens_total{cache_source="host",model_name="m"} 5
                 kv_capacity_tokens: Some(1000),
                 cached_tokens_total: Some(15),
                 ..EMPTY
+            }),
+        );
+    }
+
+    /// The page is what prometheus_client makes, in multi-process mode, of the names, labels and texts in SGLang 0.5.23:
+    /// two ranks of data-parallel attention, priority scheduling on.
+    #[test]
+    fn sglangs_page_is_read_with_its_totals_and_ranks() {
+        check(
+            include_str!("sglang-metrics.txt"),
+            Some(EngineFigures {
+                running: 8,
+                waiting: 3,
+                kv_usage: Some(0.375),
+                kv_capacity_tokens: Some(200_000),
+                prompt_tokens_total: Some(3_000),
+                cached_tokens_total: Some(850),
+                generation_tokens_total: Some(60),
             }),
         );
     }
