@@ -1,5 +1,11 @@
 //! The router in front of an SGLang engine: gateway, sidecar, and the simulator in its SGLang flavour.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a stage that fails ends its test"
+)]
+
 mod stage;
 
 use std::{net::SocketAddr, time::Duration};

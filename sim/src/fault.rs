@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Fault {
-    /// Undo: go on after `Hang`, `Slow`, `Refuse`, `Unhealthy`; forget faults that have not hit yet.
+    /// Undo: go on after `Hang`, `Slow`, `Refuse`, `Unhealthy`, `Scaling`; forget faults that have not hit yet.
     Clear {},
     /// No step ends any more; `/health` stays 200 (a hung GPU).
     Hang {},
@@ -31,6 +31,8 @@ pub enum Fault {
     Refuse {},
     /// `/health` answers 503; all else works.
     Unhealthy {},
+    /// Every path answers 503, probes and metrics too: an elastic engine that changes its size.
+    Scaling {},
     /// Answer with this status and an error body instead of generating.
     Status {
         /// 400 to 599.
@@ -104,6 +106,7 @@ pub(crate) struct Faults {
     queue: Mutex<VecDeque<(Mishap, u32)>>,
     unhealthy: AtomicBool,
     hung: AtomicBool,
+    scaling: AtomicBool,
 }
 
 impl Faults {
@@ -121,10 +124,15 @@ impl Faults {
                 queue.clear();
                 self.unhealthy.store(false, Relaxed);
                 self.hung.store(false, Relaxed);
+                self.scaling.store(false, Relaxed);
                 return;
             }
             Fault::Unhealthy {} => {
                 self.unhealthy.store(true, Relaxed);
+                return;
+            }
+            Fault::Scaling {} => {
+                self.scaling.store(true, Relaxed);
                 return;
             }
             Fault::Hang {} => {
@@ -153,6 +161,11 @@ impl Faults {
     /// No step ends any more.
     pub(crate) fn hung(&self) -> bool {
         self.hung.load(Relaxed)
+    }
+
+    /// Nothing is answered but 503.
+    pub(crate) fn scaling(&self) -> bool {
+        self.scaling.load(Relaxed)
     }
 
     pub(crate) fn unhealthy(&self) -> bool {

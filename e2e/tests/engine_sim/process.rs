@@ -46,7 +46,12 @@ fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
 impl Process {
     /// Starts one and waits until it says where it will listen.
     async fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = command(arguments, environment).spawn().unwrap();
+        Self::of(command(arguments, environment), "vLLM API server version 0.32.0").await
+    }
+
+    /// Starts one that says `hello` and its address first.
+    async fn of(mut command: Command, hello: &str) -> Self {
+        let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut process = Self {
@@ -55,7 +60,7 @@ impl Process {
             log: Vec::new(),
             address,
         };
-        let first = process.until("vLLM API server version 0.32.0").await;
+        let first = process.until(hello).await;
         process.address = first.rsplit_once(' ').unwrap().1.parse().unwrap();
         process
     }
@@ -313,4 +318,44 @@ async fn impossible_settings_end_the_process_with_a_reason() {
             "{text}"
         );
     }
+}
+
+#[tokio::test]
+async fn called_as_sglang_it_is_sglang() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_engine_sim"));
+    command
+        .args([
+            "-m",
+            "sglang.launch_server",
+            "--model-path",
+            "org/tiny",
+            "--served-model-name",
+            "tiny",
+        ])
+        .args([
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--enable-metrics",
+            "--enable-cache-report",
+        ])
+        .args([
+            "--schedule-low-priority-values-first",
+            "--profile",
+            "tiny-cpu",
+            "--time-scale",
+            "0.02",
+        ])
+        .env_clear()
+        .env("SGLANG_TIMEOUT_KEEP_ALIVE", "120")
+        .current_dir("/")
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
+    let mut process = Process::of(command, "SGLang server version 0.5.23").await;
+    process.until("Application startup complete.").await;
+    let answer = process.ask("GET", "/v1/models", "").await;
+    assert!(answer.contains("\"owned_by\":\"sglang\""), "{answer}");
+    process.signal();
+    assert_eq!(process.exit_code().await, Some(0));
 }

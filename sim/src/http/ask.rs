@@ -10,6 +10,7 @@ use crate::engine::tokens::{Token, hash_bytes};
 const MAX_CHOICES: u64 = 16_384;
 const MAX_PROMPTS: usize = 1024;
 const MAX_SALT: usize = 128;
+const MAX_STOPS: usize = 4;
 
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -186,6 +187,17 @@ fn check_sampling(fields: &Fields<'_>) -> Result<(), ApiError> {
             Some("top_p"),
         ));
     }
+    if let Some(Value::Array(stops)) = fields.get("stop")
+        && stops.len() > MAX_STOPS
+    {
+        return Err(ApiError::bad_request(
+            format!(
+                "at most {MAX_STOPS} stop strings are allowed, got {}.",
+                stops.len()
+            ),
+            Some("stop"),
+        ));
+    }
     Ok(())
 }
 
@@ -276,6 +288,7 @@ mod tests {
             (json!({"model": 5}), 400, "body.model"),
             (json!({"temperature": -1}), 400, "temperature"),
             (json!({"top_p": 1.5}), 400, "top_p"),
+            (json!({"stop": ["a", "b", "c", "d", "e"]}), 400, "stop"),
             (json!({"n": 0}), 400, "n"),
             (json!({"n": 20000}), 400, "n"),
             (json!({"cache_salt": "a/b"}), 400, "cache_salt"),

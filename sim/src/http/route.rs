@@ -32,6 +32,10 @@ enum Route {
     StoredResponse,
     Messages,
     CountTokens,
+    /// Chat or completion, by the body; not behind the API key.
+    Invocations,
+    /// Rendering and token-level generation: refused unless a server is started for them.
+    ScaleOut,
     Models,
     Tokenise,
     Detokenise,
@@ -62,8 +66,8 @@ fn of_sglang(path: &str) -> Option<(Route, &'static str, &'static [Method])> {
     match path {
         "/v1/tokenize" => Some((Route::Tokenise, "/v1/tokenize", POST)),
         "/v1/detokenize" => Some((Route::Detokenise, "/v1/detokenize", POST)),
-        "/load" | "/version" | "/kv_event_sources" | "/metrics" => None,
-        path => of_vllm(path, false),
+        "/load" | "/version" | "/kv_event_sources" | "/metrics" | "/invocations" => None,
+        path => of_vllm(path, false).filter(|(route, ..)| *route != Route::ScaleOut),
     }
 }
 
@@ -74,6 +78,15 @@ fn of_vllm(path: &str, dev_mode: bool) -> Option<(Route, &'static str, &'static 
         "/v1/responses" => (Route::Responses, "/v1/responses", POST),
         "/v1/messages" => (Route::Messages, "/v1/messages", POST),
         "/v1/messages/count_tokens" => (Route::CountTokens, "/v1/messages/count_tokens", POST),
+        "/invocations" => (Route::Invocations, "/invocations", POST),
+        "/inference/v1/generate" => (Route::ScaleOut, "/inference/v1/generate", POST),
+        "/inference/v1/abort_requests" => (Route::ScaleOut, "/inference/v1/abort_requests", POST),
+        "/v1/chat/completions/render" => (Route::ScaleOut, "/v1/chat/completions/render", POST),
+        "/v1/completions/render" => (Route::ScaleOut, "/v1/completions/render", POST),
+        "/v1/messages/render" => (Route::ScaleOut, "/v1/messages/render", POST),
+        "/v1/responses/render" => (Route::ScaleOut, "/v1/responses/render", POST),
+        "/v1/chat/completions/derender" => (Route::ScaleOut, "/v1/chat/completions/derender", POST),
+        "/v1/completions/derender" => (Route::ScaleOut, "/v1/completions/derender", POST),
         "/v1/models" => (Route::Models, "/v1/models", GET),
         "/tokenize" => (Route::Tokenise, "/tokenize", POST),
         "/detokenize" => (Route::Detokenise, "/detokenize", POST),
@@ -110,6 +123,15 @@ fn guarded(path: &str) -> bool {
 /// Answers one request.
 pub(super) async fn respond(app: &Arc<App>, request: Request<Incoming>) -> Result<Response<AnswerBody>, Cut> {
     let (parts, body) = request.into_parts();
+    if app.faults.scaling() && !parts.uri.path().starts_with("/sim/") {
+        // A middleware before all else.
+        let body = r#"{"error":"The model is currently scaling. Please try again later."}"#;
+        return Ok(with_type(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "application/json",
+            body,
+        ));
+    }
     let Some((route, name, methods)) = find(parts.uri.path(), &app.options) else {
         let response = if unauthorised(app, &parts) {
             refuse()
@@ -188,6 +210,23 @@ async fn dispatch(
         Route::Completions => {
             return generate(app, &completions::Completions, parts, &bytes, completions::parse).await;
         }
+        Route::Invocations => {
+            let messages = json_body(headers, &bytes).is_ok_and(|body| body.get("messages").is_some());
+            return if messages {
+                generate(app, &chat::Chat, parts, &bytes, chat::parse).await
+            } else {
+                generate(app, &completions::Completions, parts, &bytes, completions::parse).await
+            };
+        }
+        Route::ScaleOut => failure(
+            &ApiError {
+                status: StatusCode::FORBIDDEN,
+                kind: "PermissionDeniedError",
+                message: "This endpoint needs --enable-scale-out.".to_owned(),
+                param: None,
+            },
+            Shape::OpenAi,
+        ),
         Route::Responses => {
             return generate(app, &responses::Responses, parts, &bytes, responses::parse).await;
         }
@@ -307,6 +346,8 @@ mod tests {
         check("/v1/responses/a/b", None);
         check("/sleep", None);
         check("/ready", None);
+        check("/invocations", Some(Route::Invocations));
+        check("/v1/responses/render", Some(Route::ScaleOut));
         assert!(matches!(
             find("/sleep", &options(true)),
             Some((Route::Dev(_), "/sleep", _))

@@ -104,6 +104,7 @@ pub(crate) fn apply(app: &App, fault: Fault) {
             tell(Control::ExitAfter(exit_after_ms));
         }
         Fault::Unhealthy {}
+        | Fault::Scaling {}
         | Fault::Status { .. }
         | Fault::Reset { .. }
         | Fault::Delay { .. }

@@ -45,6 +45,29 @@ async fn keys_guard_the_api_only() {
     for path in ["/health", "/metrics", "/version", "/sim/totals"] {
         assert_eq!(get(&sim, path).await.status, 200, "{path}");
     }
+    // The hole in it: whoever reaches the port may generate.
+    let chat = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1});
+    assert_eq!(
+        post(&sim, "/invocations", &chat).await.json()["object"],
+        "chat.completion"
+    );
+    let text = json!({"prompt": "hi"});
+    assert_eq!(
+        post(&sim, "/invocations", &text).await.json()["object"],
+        "text_completion"
+    );
+    let forbidden = ask(
+        &sim,
+        "POST",
+        "/inference/v1/generate",
+        &[("authorization", "Bearer k1")],
+        "{}",
+    )
+    .await;
+    assert_eq!(
+        (forbidden.status, forbidden.json()["error"]["type"].as_str()),
+        (403, Some("PermissionDeniedError"))
+    );
 }
 
 #[tokio::test]

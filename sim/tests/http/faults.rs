@@ -165,6 +165,25 @@ async fn health_fails_and_steps_slow_down_on_order() {
 }
 
 #[tokio::test]
+async fn while_scaling_every_path_says_so() {
+    let sim = tiny(Options::default()).await;
+    sim.fault(Fault::Scaling {});
+    for path in ["/health", "/metrics", "/v1/models", "/nowhere"] {
+        let answer = get(&sim, path).await;
+        assert_eq!(
+            (answer.status, answer.body.as_str()),
+            (
+                503,
+                r#"{"error":"The model is currently scaling. Please try again later."}"#
+            ),
+            "{path}"
+        );
+    }
+    sim.fault(Fault::Clear {});
+    assert_eq!(get(&sim, "/health").await.status, 200);
+}
+
+#[tokio::test]
 async fn wrong_orders_are_refused() {
     let sim = tiny(Options::default()).await;
     for order in [

@@ -246,9 +246,9 @@ async fn probes_while_warming_up_serving_and_draining() {
     while get(&sim, "/ready").await.status != 200 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let asked = tokio::time::Instant::now();
+    let fast = tokio::time::timeout(Duration::from_millis(900), get(&sim, "/health")).await;
+    assert!(fast.is_err(), "never faster than a second");
     assert_eq!(get(&sim, "/health").await.status, 200);
-    assert!(asked.elapsed() >= Duration::from_secs(1), "never answers faster");
 
     // Draining says so to probes, takes requests all the same, and waits for them.
     sim.fault(Fault::Hang {});
