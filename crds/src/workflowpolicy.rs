@@ -115,9 +115,9 @@ pub struct WorkflowPolicySpec {
     #[serde(default)]
     pub identity: Identity,
     /// How strongly turns of a workflow go to the endpoint that holds its KV cache, its home.
-    #[x_kube(validation = Rule::new("self.mode == 'Preferred' || self.maxWait == 'auto'")
+    #[x_kube(validation = Rule::new("!has(self.mode) || self.mode == 'Preferred' || self.maxWait == 'auto'")
         .message("maxWait is the patience of mode Preferred: leave it with any other"))]
-    #[x_kube(validation = Rule::new("duration(self.idleTTL) <= duration(self.maxAge)")
+    #[x_kube(validation = Rule::new("!has(self.idleTTL) || duration(self.idleTTL) <= duration(self.maxAge)")
         .message("idleTTL is longer than maxAge"))]
     #[x_kube(validation = Rule::new("self.spread == 'Overflow'")
         .message("spread other than Overflow is not available in this version"))]

@@ -238,9 +238,10 @@ fn the_defaults_are_the_documented_ones() {
     let spec = &schema_of::<WorkflowPolicy>()["properties"]["spec"]["properties"];
     assert_eq!(
         spec["affinity"]["default"],
-        json!({"mode": "Preferred", "maxWait": "auto", "idleTTL": "1h", "maxAge": "24h", "spread": "Overflow"})
+        json!({"maxWait": "auto", "maxAge": "24h", "spread": "Overflow"})
     );
-    assert_eq!(spec["limits"]["default"], json!({"maxWorkflows": 1000}));
+    // What the operator's defaults fill in must not be filled in by the schema.
+    assert_eq!(spec["limits"]["default"], json!({}));
     assert_eq!(
         spec["toolPause"]["default"],
         json!({"lease": "auto", "blocksScaleToZero": true})

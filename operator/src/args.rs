@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use clap::{Parser, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use crate::lease;
+use crate::{gateway::config::WorkflowDefaults, lease};
 
 /// Flags as typed; every one is also read from the environment.
 #[derive(Debug, Parser)]
@@ -33,6 +33,15 @@ pub struct Args {
     /// Name of the lease in that namespace; replicas of one operator share it.
     #[arg(long, env = "WEIR_LEASE_NAME", default_value = "weir-operator")]
     lease_name: String,
+    /// Whether workflows get a home where no WorkflowPolicy says so by `affinity.mode`.
+    #[arg(long, env = "WEIR_WORKFLOW_SUPPORT", default_value_t = true, action = clap::ArgAction::Set)]
+    workflow_support: bool,
+    /// Seconds without a turn after which a home is forgotten, where no WorkflowPolicy says so by `affinity.idleTTL`.
+    #[arg(long, env = "WEIR_WORKFLOW_TTL", default_value_t = 3_600, value_parser = clap::value_parser!(u32).range(1..=604_800))]
+    workflow_ttl: u32,
+    /// Most workflows with a home, for each pool, where no WorkflowPolicy says so by `limits.maxWorkflows`.
+    #[arg(long, env = "WEIR_MAX_WORKFLOWS", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_workflows: u32,
     /// Form of log lines on standard error.
     #[arg(long, env = "WEIR_LOG_FORMAT", value_enum, default_value = "json")]
     log_format: LogFormat,
@@ -65,6 +74,8 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// Name of the lease.
     pub lease_name: String,
+    /// What holds for workflows where no policy says otherwise.
+    pub workflows: WorkflowDefaults,
     /// Timing of the lease.
     pub lease: lease::Settings,
     /// Form of log lines.
@@ -137,6 +148,9 @@ impl Args {
             identity,
             admin_listen,
             lease_name,
+            workflow_support,
+            workflow_ttl,
+            max_workflows,
             log_format,
             log,
         } = self;
@@ -177,6 +191,11 @@ impl Args {
             identity,
             admin_listen,
             lease_name,
+            workflows: WorkflowDefaults {
+                enabled: workflow_support,
+                idle_ttl: Duration::from_secs(workflow_ttl.into()),
+                max_workflows,
+            },
             lease: lease::Settings {
                 duration: Duration::from_secs(15),
                 renew_deadline: Duration::from_secs(10),
@@ -236,6 +255,36 @@ mod tests {
         let config = args.into_config().unwrap();
         assert_eq!(config.watch_namespaces, ["a", "b"]);
         assert_eq!(config.admin_listen.port(), weir_wire::ports::ADMIN);
+    }
+
+    #[test]
+    fn workflow_defaults_are_those_of_the_chart() {
+        assert_eq!(parse(&[]).unwrap().workflows, WorkflowDefaults::default());
+        let flags = [
+            "--workflow-support=false",
+            "--workflow-ttl=90",
+            "--max-workflows=7",
+        ];
+        let expected = WorkflowDefaults {
+            enabled: false,
+            idle_ttl: Duration::from_secs(90),
+            max_workflows: 7,
+        };
+        assert_eq!(parse(&flags).unwrap().workflows, expected);
+        for refused in [
+            "--workflow-ttl=0",
+            "--max-workflows=0",
+            "--workflow-support=maybe",
+        ] {
+            let whole = [
+                "weir-operator",
+                "--router-image=r",
+                "--namespace=n",
+                "--identity=a",
+                refused,
+            ];
+            assert!(Args::try_parse_from(whole).is_err(), "{refused}");
+        }
     }
 
     #[test]

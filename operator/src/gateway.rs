@@ -34,7 +34,12 @@ pub async fn reconcile(operator: Operator, key: Key) -> Outcome {
     }
 
     // (pure) the configuration, then every object
-    let config = match config::render(&key.name, &observed.pools, &observed.policies) {
+    let config = match config::render(
+        &key.name,
+        &observed.pools,
+        &observed.policies,
+        &operator.workflows,
+    ) {
         Ok(config) => config,
         Err(error) => {
             tracing::error!(gateway = %key, %error, "a gateway's configuration cannot be rendered");

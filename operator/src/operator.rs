@@ -18,6 +18,7 @@ use crate::{
     calls::Calls,
     control::{Tokens, board::Board},
     events::Events,
+    gateway::config::WorkflowDefaults,
     key::Key,
     metrics::Metrics,
     queue::Queue,
@@ -150,6 +151,8 @@ pub struct Operator {
     pub metrics: Metrics,
     /// Image of gateways and sidecars.
     pub router_image: Arc<str>,
+    /// What holds for workflows where no policy says otherwise.
+    pub workflows: WorkflowDefaults,
     /// Unreadable objects that were reported, by kind and key, with their UID and generation.
     pub reported: Arc<Mutex<BTreeMap<(String, Key), Version>>>,
 }

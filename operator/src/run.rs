@@ -88,7 +88,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         config.lease,
     );
     let follow = async {
-        await_kinds(&client, &health).await;
+        await_kinds(&client, config.watch_namespaces.first(), &health).await;
         health.set(Readiness::Following);
         elector.acquire().await
     };
@@ -120,7 +120,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// Waits for both kinds, naming what is missing in `/readyz`.
-async fn await_kinds(client: &Client, health: &Health) {
+async fn await_kinds(client: &Client, watched: Option<&String>, health: &Health) {
     loop {
         let mut missing = Vec::new();
         let kinds = [
@@ -128,13 +128,19 @@ async fn await_kinds(client: &Client, health: &Health) {
             kube::core::ApiResource::erase::<WorkflowPolicy>(&()),
         ];
         for kind in &kinds {
-            let api: Api<DynamicObject> = Api::all_with(client.clone(), kind);
+            // A namespaced operator may not list all namespaces, and would be refused whether the kind exists or not.
+            let api: Api<DynamicObject> = match watched {
+                Some(namespace) => Api::namespaced_with(client.clone(), namespace, kind),
+                None => Api::all_with(client.clone(), kind),
+            };
             let name = format!("{}.{}", kind.plural, kind.group);
             let one = ListParams::default().limit(1);
             match tokio::time::timeout(TIMEOUT, api.list_metadata(&one)).await {
                 Ok(Ok(_)) => {}
-                // A namespaced operator may not list all namespaces, and learns so only where the kind exists.
-                Ok(Err(kube::Error::Api(status))) if status.code == 403 => {}
+                Ok(Err(kube::Error::Api(status))) if status.code == 403 => missing.push(format!(
+                    "no right to list {name}: bind the operator's Role or ClusterRole to its ServiceAccount ({})",
+                    status.message
+                )),
                 Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
                     missing.push(format!("CustomResourceDefinition {name} is not installed"));
                 }
@@ -176,6 +182,7 @@ fn lead(
         events: Events::new(client, &config.identity),
         metrics: metrics.clone(),
         router_image: config.router_image.as_str().into(),
+        workflows: config.workflows,
         reported: Arc::default(),
     };
     parts.spawn(work_on(operator, health.clone()));

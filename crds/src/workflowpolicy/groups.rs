@@ -74,15 +74,16 @@ pub struct IdentitySource {
 #[serde(rename_all = "camelCase", default)]
 pub struct Affinity {
     /// `Preferred`: home, unless it is too loaded or gone. `Required`: home as long as it exists. `None`: every
-    /// turn is placed anew. Default `Preferred`.
-    pub mode: AffinityMode,
+    /// turn is placed anew. Absent: `Preferred`, or `None` where the operator runs with `--workflow-support=false`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<AffinityMode>,
     /// Longest that a turn waits for its home while another endpoint has room. `auto`: half a second or a tenth of
     /// its expected prefill, whichever is longer. Default `auto`.
     pub max_wait: DurationOrAuto,
-    /// A home that is not used for so long is forgotten. Default 1h.
-    #[serde(rename = "idleTTL")]
+    /// A home that is not used for so long is forgotten. Absent: the operator's `--workflow-ttl` (1h), at most `maxAge`.
+    #[serde(rename = "idleTTL", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::positive_duration")]
-    pub idle_ttl: Duration,
+    pub idle_ttl: Option<Duration>,
     /// A home that is so old is forgotten when its workflow is next idle. Default 24h.
     #[schemars(schema_with = "schema::positive_duration")]
     pub max_age: Duration,
@@ -94,9 +95,9 @@ pub struct Affinity {
 impl Default for Affinity {
     fn default() -> Self {
         Self {
-            mode: AffinityMode::default(),
+            mode: None,
             max_wait: DurationOrAuto::Auto,
-            idle_ttl: seconds::<3_600>(),
+            idle_ttl: None,
             max_age: seconds::<86_400>(),
             spread: Spread::default(),
         }
@@ -222,9 +223,10 @@ pub struct Slo {
 #[serde(rename_all = "camelCase", default)]
 pub struct Limits {
     /// Workflows with a home at once, for each pool; the least recently used idle one is forgotten first.
-    /// Default 1000.
+    /// Absent: the operator's `--max-workflows` (1000).
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
-    pub max_workflows: u32,
+    pub max_workflows: Option<u32>,
     /// Requests at engines at once. Absent: no bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
@@ -250,7 +252,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_workflows: 1_000,
+            max_workflows: None,
             max_concurrent_requests: None,
             max_queued_requests: None,
             max_output_tokens: None,

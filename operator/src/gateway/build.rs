@@ -234,7 +234,7 @@ mod tests {
                 .unwrap()
             })
             .collect();
-        let config = crate::gateway::config::render("weir", &pools, &[]).unwrap();
+        let config = crate::gateway::config::render("weir", &pools, &[], &Default::default()).unwrap();
         let desired = build(&Key::new("agents", "weir"), &pools, &config, "t0ken", "router:1").unwrap();
         insta::assert_yaml_snapshot!("gateway_deployment", desired.deployment);
         insta::assert_yaml_snapshot!("gateway_service", desired.service);

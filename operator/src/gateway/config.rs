@@ -1,4 +1,6 @@
-//! The gateway's configuration from the pools and policies that concern it. Pure.
+//! The gateway's configuration from the pools and policies that concern it, and the operator's defaults. Pure.
+
+use std::time::Duration;
 
 use kube::ResourceExt;
 use weir_crds::{
@@ -10,8 +12,64 @@ use weir_wire::config::{self as wire, ConfigError, GatewayConfig, MAX_POLICIES, 
 
 use crate::{llm_pool::validate, workflow_policy::validate as policy};
 
+/// Name of the policy that holds for pools which no WorkflowPolicy names. No WorkflowPolicy can be called so.
+pub const DEFAULT_POLICY: &str = "(default)";
+/// Least age at which a home is forgotten although it is in use now and then, where no policy says otherwise.
+const MAX_AGE: Duration = Duration::from_secs(86_400);
+
+/// What holds for workflows where no WorkflowPolicy says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkflowDefaults {
+    /// Workflows get a home.
+    pub enabled: bool,
+    /// A home without a turn for so long is forgotten.
+    pub idle_ttl: Duration,
+    /// Most workflows with a home, for each pool.
+    pub max_workflows: u32,
+}
+
+impl Default for WorkflowDefaults {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            idle_ttl: Duration::from_secs(3_600),
+            max_workflows: 1_000,
+        }
+    }
+}
+
+impl WorkflowDefaults {
+    const fn mode(&self) -> wire::AffinityMode {
+        if self.enabled {
+            wire::AffinityMode::Preferred
+        } else {
+            wire::AffinityMode::None
+        }
+    }
+
+    /// The policy of pools which no WorkflowPolicy names.
+    fn policy(&self, pools: Vec<String>) -> wire::PolicyConfig {
+        wire::PolicyConfig {
+            name: DEFAULT_POLICY.to_owned(),
+            pools,
+            identity: Vec::new(),
+            affinity: wire::AffinityConfig {
+                mode: self.mode(),
+                max_wait: None,
+                idle_ttl: self.idle_ttl.into(),
+                max_age: self.idle_ttl.max(MAX_AGE).into(),
+            },
+            priority: wire::PriorityConfig::default(),
+            slo: wire::SloConfig::default(),
+            max_workflows: self.max_workflows,
+            tool_pause: TOOL_PAUSE.into(),
+            tool_pause_blocks_zero: true,
+        }
+    }
+}
+
 /// A tool pause whose length is `auto`.
-const TOOL_PAUSE: std::time::Duration = std::time::Duration::from_secs(60);
+const TOOL_PAUSE: Duration = Duration::from_secs(60);
 
 /// Renders and validates. Refused pools are left out; policies come in the order in which they are tried.
 ///
@@ -21,6 +79,7 @@ pub fn render(
     gateway: &str,
     pools: &[LLMPool],
     policies: &[WorkflowPolicy],
+    defaults: &WorkflowDefaults,
 ) -> Result<GatewayConfig, ConfigError> {
     let of_gateway = || pools.iter().filter(|pool| pool.spec.gateway == gateway);
     let refusals = validate::refusals(of_gateway());
@@ -36,9 +95,15 @@ pub fn render(
             .filter(|pool| policy::selects(found, pool))
             .map(|pool| pool.name_any())
             .collect();
-        if !names.is_empty() && policy::problem(found).is_none() && rendered.len() < MAX_POLICIES {
-            rendered.push(policy_config(found.name_any(), names, &found.spec));
+        if !names.is_empty() && policy::problem(found).is_none() && rendered.len() < MAX_POLICIES - 1 {
+            rendered.push(policy_config(found.name_any(), names, &found.spec, defaults));
         }
+    }
+    let named = |pool: &String| rendered.iter().any(|policy| policy.pools.contains(pool));
+    let mut others: Vec<String> = served.iter().map(|pool| pool.name_any()).collect();
+    others.retain(|pool| !named(pool));
+    if !others.is_empty() {
+        rendered.push(defaults.policy(others));
     }
     let config = GatewayConfig {
         limits: wire::Limits::default(),
@@ -73,20 +138,31 @@ fn pool_config(pool: &LLMPool) -> PoolConfig {
     }
 }
 
-fn policy_config(name: String, pools: Vec<String>, spec: &WorkflowPolicySpec) -> wire::PolicyConfig {
+fn policy_config(
+    name: String,
+    pools: Vec<String>,
+    spec: &WorkflowPolicySpec,
+    defaults: &WorkflowDefaults,
+) -> wire::PolicyConfig {
+    let max_age: Duration = spec.affinity.max_age.into();
     wire::PolicyConfig {
         name,
         pools,
         identity: spec.identity.sources.iter().filter_map(identity_source).collect(),
         affinity: wire::AffinityConfig {
             mode: match spec.affinity.mode {
-                AffinityMode::Preferred => wire::AffinityMode::Preferred,
-                AffinityMode::Required => wire::AffinityMode::Required,
-                AffinityMode::None => wire::AffinityMode::None,
+                None => defaults.mode(),
+                Some(AffinityMode::Preferred) => wire::AffinityMode::Preferred,
+                Some(AffinityMode::Required) => wire::AffinityMode::Required,
+                Some(AffinityMode::None) => wire::AffinityMode::None,
             },
             max_wait: spec.affinity.max_wait.fixed().map(Into::into),
-            idle_ttl: spec.affinity.idle_ttl.into(),
-            max_age: spec.affinity.max_age.into(),
+            idle_ttl: spec
+                .affinity
+                .idle_ttl
+                .map_or_else(|| defaults.idle_ttl.min(max_age), Into::into)
+                .into(),
+            max_age: max_age.into(),
         },
         priority: wire::PriorityConfig {
             class: class(spec.priority.class),
@@ -98,7 +174,7 @@ fn policy_config(name: String, pools: Vec<String>, spec: &WorkflowPolicySpec) ->
             ttft: spec.slo.ttft.map(Into::into),
             completion: spec.slo.completion.map(Into::into),
         },
-        max_workflows: spec.limits.max_workflows,
+        max_workflows: spec.limits.max_workflows.unwrap_or(defaults.max_workflows),
         tool_pause: spec
             .tool_pause
             .lease
@@ -172,7 +248,7 @@ mod tests {
             ),
             pool("elsewhere", 3, &json!({"gateway": "other"})),
         ];
-        let config = render("weir", &pools, &[agents()]).unwrap();
+        let config = render("weir", &pools, &[agents()], &WorkflowDefaults::default()).unwrap();
         let yaml = config.to_yaml().unwrap();
         insta::assert_snapshot!("gateway_config", yaml);
         assert_eq!(GatewayConfig::parse(&yaml).unwrap(), config);
@@ -180,17 +256,52 @@ mod tests {
 
     #[test]
     fn order_of_objects_does_not_change_the_configuration() {
+        let hash = |pools: &[LLMPool]| {
+            let config = render("weir", pools, &[agents()], &WorkflowDefaults::default());
+            config.unwrap().hash().unwrap()
+        };
         let mut pools = vec![
             pool("a", 1, &json!({})),
             pool("b", 2, &json!({})),
             pool("c", 3, &json!({})),
         ];
-        let first = render("weir", &pools, &[agents()]).unwrap().hash().unwrap();
+        let first = hash(&pools);
         pools.reverse();
+        assert_eq!(hash(&pools), first);
+    }
+
+    #[test]
+    fn what_no_policy_says_comes_from_the_defaults() {
+        let pools = [pool("a", 1, &json!({})), pool("b", 2, &json!({}))];
+        let off = WorkflowDefaults {
+            enabled: false,
+            idle_ttl: Duration::from_secs(90),
+            max_workflows: 7,
+        };
+        let affinities = |spec: &Value| {
+            let policy = serde_json::from_value(json!({
+                "apiVersion": "weir.dev/v1alpha1", "kind": "WorkflowPolicy",
+                "metadata": {"name": "p", "namespace": "n"}, "spec": spec,
+            }));
+            let config = render("weir", &pools, &[policy.unwrap()], &off).unwrap();
+            let of = |policy: &wire::PolicyConfig| {
+                let idle: Duration = policy.affinity.idle_ttl.into();
+                (policy.affinity.mode, idle.as_secs(), policy.max_workflows)
+            };
+            config.policies.iter().map(of).collect::<Vec<_>>()
+        };
+        let default = (wire::AffinityMode::None, 90, 7);
+        // Pools that no policy names, and what a policy leaves open.
+        assert_eq!(affinities(&json!({"pools": ["a"]})), [default, default]);
+        let own = json!({"pools": ["a"], "limits": {"maxWorkflows": 3},
+            "affinity": {"mode": "Required", "idleTTL": "5m"}});
         assert_eq!(
-            render("weir", &pools, &[agents()]).unwrap().hash().unwrap(),
-            first
+            affinities(&own),
+            [(wire::AffinityMode::Required, 300, 3), default]
         );
+        // A home does not stay longer than the policy's greatest age.
+        let young = json!({"pools": ["a", "b"], "affinity": {"maxAge": "1m"}});
+        assert_eq!(affinities(&young), [(wire::AffinityMode::None, 60, 7)]);
     }
 
     #[test]
@@ -202,7 +313,7 @@ mod tests {
             pool("twin", 2, &twin),
             pool("broken", 3, &broken),
         ];
-        let config = render("weir", &pools, &[]).unwrap();
+        let config = render("weir", &pools, &[], &WorkflowDefaults::default()).unwrap();
         assert_eq!(
             config
                 .pools

@@ -75,7 +75,7 @@ pub fn observe(operator: &Operator, key: &Key) -> Found {
     let siblings = operator.pools_of(&key.namespace);
     let policies = operator.policies_of(&key.namespace);
     let engine = key.sibling(&names::engine(&key.name));
-    let rendered = config::render(&pool.spec.gateway, &siblings, &policies);
+    let rendered = config::render(&pool.spec.gateway, &siblings, &policies, &operator.workflows);
     Found::Pool(Box::new(Observed {
         deployment: operator.caches.deployments.get(&engine),
         budget: operator.caches.budgets.get(&engine),
@@ -86,7 +86,7 @@ pub fn observe(operator: &Operator, key: &Key) -> Found {
             config
                 .policies
                 .iter()
-                .filter(|policy| policy.pools.contains(&key.name))
+                .filter(|policy| policy.name != config::DEFAULT_POLICY && policy.pools.contains(&key.name))
                 .count()
         }),
         pool,

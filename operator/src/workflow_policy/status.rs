@@ -55,7 +55,7 @@ pub fn reach(
     Reach {
         pool: pool.to_owned(),
         wanted: found
-            .and_then(|found| config::render(&found.spec.gateway, pools, policies).ok())
+            .and_then(|found| config::render(&found.spec.gateway, pools, policies, &operator.workflows).ok())
             .and_then(|config| config.hash().ok()),
         outlook: found.and_then(|found| {
             operator

@@ -101,6 +101,7 @@ pub(crate) fn operator(mock: &Arc<Mock>, pods: Vec<Pod>) -> Operator {
         events: Events::new(client, "test"),
         metrics,
         router_image: "router:1".into(),
+        workflows: Default::default(),
         reported: Arc::default(),
     }
 }

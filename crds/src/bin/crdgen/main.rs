@@ -1,4 +1,4 @@
-//! Writes `crds/yaml/*.yaml` and `docs/crds.md` from the Rust types, or with `--check` fails where the files on disk
+//! Writes `crds/yaml/*.yaml`, the same files into the chart, and `docs/crds.md` from the Rust types, or with `--check` fails where the files on disk
 //! differ. `crdgen [--check] [--root DIR]`; the root is the workspace, by default the current directory.
 
 mod reference;
@@ -63,7 +63,14 @@ fn files() -> anyhow::Result<Vec<(String, String)>> {
     let kinds = [LLMPool::crd(), WorkflowPolicy::crd()];
     let mut files = Vec::new();
     for crd in &kinds {
-        files.push((format!("crds/yaml/{}.yaml", crd.spec.names.plural), yaml(crd)?));
+        let text = yaml(crd)?;
+        // A chart can read only what lies below it.
+        for directory in ["crds/yaml", "charts/weir/files/crds"] {
+            files.push((
+                format!("{directory}/{}.yaml", crd.spec.names.plural),
+                text.clone(),
+            ));
+        }
     }
     files.push(("docs/crds.md".to_owned(), reference::render(&kinds)?));
     Ok(files)
