@@ -15,6 +15,9 @@ use crate::{gateway::config::WorkflowDefaults, lease};
     about = "Reconciles LLMPools and WorkflowPolicies."
 )]
 pub struct Args {
+    /// Look whether an operator with these flags and these rights can work and whether one leads; print it and end.
+    #[arg(long)]
+    check: bool,
     /// Namespace to watch; repeat it or separate several by commas. Absent: all namespaces.
     #[arg(long, env = "WEIR_WATCH_NAMESPACE", value_delimiter = ',')]
     watch_namespace: Vec<String>,
@@ -62,6 +65,8 @@ pub enum LogFormat {
 /// What the operator runs with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    /// Only look whether the operator can work.
+    pub check: bool,
     /// Namespaces to watch; empty: all.
     pub watch_namespaces: Vec<String>,
     /// Image of gateways and sidecars.
@@ -142,6 +147,7 @@ impl Args {
     /// [`ArgsError`] naming the flag.
     pub fn into_config(self) -> Result<Config, ArgsError> {
         let Self {
+            check,
             watch_namespace,
             router_image,
             namespace,
@@ -185,6 +191,7 @@ impl Args {
         }
         label("lease-name", &lease_name)?;
         Ok(Config {
+            check,
             watch_namespaces,
             router_image,
             namespace,

@@ -15,7 +15,7 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
     rbac::v1::{Role, RoleBinding},
 };
-use kube::{Api, Client, Resource, api::ListParams, core::DeserializeGuard, core::DynamicObject};
+use kube::{Client, Resource, core::DeserializeGuard};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -28,10 +28,12 @@ use crate::{
     args::Config,
     caches::{Cache, Caches, Watched, Watches, status_only, without_managed_fields},
     calls::{Calls, TIMEOUT},
+    check,
     control::{Tokens, board::Board, keep_streams},
     events::Events,
     gateway,
     key::Key,
+    kinds,
     lease::{Elector, Leadership},
     llm_pool,
     metrics::Metrics,
@@ -42,23 +44,29 @@ use crate::{
 
 /// Reconciles of one kind at once.
 const WORKERS: usize = 4;
-/// Pause between two looks for missing kinds.
-const KIND_PAUSE: Duration = Duration::from_secs(2);
 /// Threads: the work is waiting, not computing.
 const THREADS: usize = 2;
 
-/// Runs the operator until it is told to stop, or must.
+/// Runs the operator until it is told to stop, or must; with `--check` only looks whether it could.
 ///
 /// # Errors
 /// Whatever ends it early: an address that cannot be bound, a client that cannot be made, a lost lease, a part that
 /// ended.
 pub fn block_on(config: Config) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .enable_all()
         .build()
-        .context("cannot start the runtime")?
-        .block_on(Box::pin(run(config)))
+        .context("cannot start the runtime")?;
+    if config.check {
+        let fine = runtime.block_on(async { check::check(&client().await?, &config).await })?;
+        return if fine {
+            Ok(())
+        } else {
+            bail!("the operator cannot work")
+        };
+    }
+    runtime.block_on(Box::pin(run(config)))
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
@@ -70,14 +78,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let mut parts = JoinSet::new();
     parts.spawn(admin::serve(listener, health.clone(), metrics.clone()));
 
-    let mut client_config = kube::Config::infer().await.context("no way to an API server")?;
-    client_config.connect_timeout = Some(TIMEOUT);
-    client_config.write_timeout = Some(TIMEOUT);
-    // Watches stay silent for up to their own 290 s; every other call has a timeout of its own (`calls.rs`).
-    client_config.read_timeout = Some(Duration::from_secs(300));
-    client_config.reset_reader_on_write = true;
-    let client = Client::try_from(client_config).context("cannot make an API client")?;
-
+    let client = client().await?;
+    parts.spawn(kinds::warn_of_old(client.clone()));
     let mut term = signal(SignalKind::terminate()).context("cannot listen to SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
     let mut elector = Elector::new(
@@ -88,7 +90,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         config.lease,
     );
     let follow = async {
-        await_kinds(&client, config.watch_namespaces.first(), &health).await;
+        kinds::wait(&client, &config.watch_namespaces, &health).await;
         health.set(Readiness::Following);
         elector.acquire().await
     };
@@ -119,42 +121,15 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
 }
 
-/// Waits for both kinds, naming what is missing in `/readyz`.
-async fn await_kinds(client: &Client, watched: Option<&String>, health: &Health) {
-    loop {
-        let mut missing = Vec::new();
-        let kinds = [
-            kube::core::ApiResource::erase::<LLMPool>(&()),
-            kube::core::ApiResource::erase::<WorkflowPolicy>(&()),
-        ];
-        for kind in &kinds {
-            // A namespaced operator may not list all namespaces, and would be refused whether the kind exists or not.
-            let api: Api<DynamicObject> = match watched {
-                Some(namespace) => Api::namespaced_with(client.clone(), namespace, kind),
-                None => Api::all_with(client.clone(), kind),
-            };
-            let name = format!("{}.{}", kind.plural, kind.group);
-            let one = ListParams::default().limit(1);
-            match tokio::time::timeout(TIMEOUT, api.list_metadata(&one)).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(kube::Error::Api(status))) if status.code == 403 => missing.push(format!(
-                    "no right to list {name}: bind the operator's Role or ClusterRole to its ServiceAccount ({})",
-                    status.message
-                )),
-                Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
-                    missing.push(format!("CustomResourceDefinition {name} is not installed"));
-                }
-                Ok(Err(error)) => missing.push(format!("{name}: {error}")),
-                Err(_) => missing.push(format!("{name}: the API server does not answer")),
-            }
-        }
-        if missing.is_empty() {
-            return;
-        }
-        tracing::warn!(missing = missing.join("; "), "waiting for the kinds");
-        health.set(Readiness::Waiting(missing.join("; ")));
-        tokio::time::sleep(KIND_PAUSE).await;
-    }
+/// The way to the API server.
+async fn client() -> anyhow::Result<Client> {
+    let mut client_config = kube::Config::infer().await.context("no way to an API server")?;
+    client_config.connect_timeout = Some(TIMEOUT);
+    client_config.write_timeout = Some(TIMEOUT);
+    // Watches stay silent for up to their own 290 s; every other call has a timeout of its own (`calls.rs`).
+    client_config.read_timeout = Some(Duration::from_secs(300));
+    client_config.reset_reader_on_write = true;
+    Client::try_from(client_config).context("cannot make an API client")
 }
 
 /// Starts everything that a leader does.

@@ -219,7 +219,7 @@ pub struct Slo {
 }
 
 /// What the workflows under a policy may use.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Limits {
     /// Workflows with a home at once, for each pool; the least recently used idle one is forgotten first.
@@ -247,19 +247,6 @@ pub struct Limits {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::positive_duration")]
     pub workflow_time_budget: Option<Duration>,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_workflows: None,
-            max_concurrent_requests: None,
-            max_queued_requests: None,
-            max_output_tokens: None,
-            workflow_token_budget: None,
-            workflow_time_budget: None,
-        }
-    }
 }
 
 /// What happens while a workflow runs its tools between two turns.
