@@ -22,11 +22,18 @@ IMAGE_BUILD := RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --
 CARGO_DENY := 0.20.2
 CARGO_FUZZ := 0.13.2
 FUZZ_SECONDS ?= 5
+HELM_VERSION := v3.22.0
+HELM_DOCS_VERSION := v1.14.2
+export HELM := $(WEIR_CACHE)/tools/bin/helm
+export HELM_DOCS := $(WEIR_CACHE)/tools/bin/helm-docs
+HELM_STAMP := $(WEIR_CACHE)/tools/go-helm-$(HELM_VERSION)
+HELM_DOCS_STAMP := $(WEIR_CACHE)/tools/go-helm-docs-$(HELM_DOCS_VERSION)
 
 # The files of e2e/tests need a cluster; its directories, and the tests of all other crates, do not.
 CLUSTER_TESTS := $(basename $(notdir $(wildcard e2e/tests/*.rs)))
 OTHER_TESTS := $(sort $(basename $(notdir $(filter-out e2e/%,$(wildcard */tests/*.rs)))) $(notdir $(patsubst %/main.rs,%,$(wildcard */tests/*/main.rs))))
 
+comma := ,
 loud = .ci/loud "$(1)"
 
 .PHONY: help
@@ -36,7 +43,7 @@ help: ## Show this list
 ## What a user starts with
 
 .PHONY: demo
-demo: setup ## The whole life of a pool on a real Kubernetes; KEEP=1 leaves it running
+demo: setup $(HELM_STAMP) ## The whole life of a pool on a real Kubernetes; KEEP=1 leaves it running
 	@$(call loud,compiling (minutes the first time)) env $(IMAGE_BUILD)
 	@exec $(IMAGE_DIR)/demo $(if $(filter-out 0 no,$(KEEP)),--keep)
 
@@ -46,12 +53,12 @@ demo: setup ## The whole life of a pool on a real Kubernetes; KEEP=1 leaves it r
 test: setup fmt-check lint generate-check deny test-unit fuzz-build test-cluster ## Everything that must pass
 
 .PHONY: test-unit
-test-unit: setup ## Unit, property and in-process tests
+test-unit: setup $(HELM_STAMP) ## Unit, property and in-process tests
 	@$(call loud,compiling and running unit and in-process tests) cargo test --locked --workspace --lib --bins $(addprefix --test ,$(OTHER_TESTS))
 	@$(call loud,running documentation tests) cargo test --locked --workspace --doc
 
 .PHONY: test-cluster
-test-cluster: setup ## Tests on a real Kubernetes (TESTS="name..." for some, WEIR_E2E_KEEP=1 leaves it running)
+test-cluster: setup $(HELM_STAMP) ## Tests on a real Kubernetes (TESTS="name..." for some, WEIR_E2E_KEEP=1 leaves it running)
 	@$(call loud,compiling static binaries for images) env $(IMAGE_BUILD)
 	@$(call loud,compiling cluster tests) cargo test --locked --workspace --no-run $(addprefix --test ,$(or $(TESTS),$(CLUSTER_TESTS)))
 	@if [ -z "$${WEIR_E2E_KEEP:-}" ]; then trap "$(TARGET)/debug/cluster down --owner $$$$" EXIT; $(TARGET)/debug/cluster up --owner $$$$; \
@@ -71,14 +78,22 @@ lint: ## Clippy, with every warning an error
 	@$(call loud,linting) cargo clippy --locked --workspace --all-targets -- -D warnings
 
 .PHONY: generate
-generate: ## Write generated files anew
+generate: $(HELM_STAMP) $(HELM_DOCS_STAMP) ## Write generated files anew
 	@cargo run --locked --quiet -p weir-crds --bin crdgen
 	@cargo run --locked --quiet -p weir-docgen
+	@.ci/chart-files .
 
 .PHONY: generate-check
-generate-check: ## Fail where generated files differ from what they are generated from
+generate-check: chart-lint $(HELM_DOCS_STAMP) ## Fail where generated files differ from what they are generated from
 	@$(call loud,comparing what is generated from the kinds) cargo run --locked --quiet -p weir-crds --bin crdgen -- --check
 	@$(call loud,comparing what is generated from the binaries) cargo run --locked --quiet -p weir-docgen -- --check
+	@new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; .ci/chart-files "$$new"; \
+	 (cd "$$new" && find . -type f) | while read -r file; do \
+	   diff -u "$$file" "$$new/$$file" || { echo "$$file is not what the chart says: run \`make generate\`" >&2; exit 1; }; done
+
+.PHONY: chart-lint
+chart-lint: $(HELM_STAMP) ## Lint the chart, every warning an error
+	@$(HELM) lint --strict --quiet charts/weir
 
 .PHONY: deny
 deny: $(WEIR_CACHE)/tools/cargo-deny-$(CARGO_DENY) ## Check licences, sources and duplicates of dependencies (ADVISORIES=1: advisories too)
@@ -113,7 +128,7 @@ bench-schedule: setup ## Events per second of the scheduler, with thousands wait
 	@cargo bench --locked -p weir-schedule --bench throughput
 
 .PHONY: bench-wake
-bench-wake: setup cluster-bin ## Held request to replica patch, ready to dispatch, and the quiet operator, on a real Kubernetes
+bench-wake: setup $(HELM_STAMP) cluster-bin ## Held request to replica patch, ready to dispatch, and the quiet operator, on a real Kubernetes
 	@$(call loud,compiling static binaries) env $(IMAGE_BUILD)
 	@trap "$(TARGET)/debug/cluster down --owner $$$$" EXIT; $(TARGET)/debug/cluster up --owner $$$$; \
 	 cargo run --locked --quiet -p weir-e2e --bin bench_wake
@@ -155,6 +170,15 @@ setup-cc:
 	   $(call loud,installing a C compiler) apt-get -q -y update >/dev/null; \
 	   $(call loud,installing a C compiler) apt-get -q -y install --no-install-recommends gcc libc6-dev make >/dev/null; \
 	 else echo "a C compiler, its static library and make are missing (Debian: apt-get install gcc libc6-dev make)" >&2; exit 1; fi
+
+# Helm and what goes with it, from Go modules.
+$(WEIR_CACHE)/tools/go-%:
+	@command -v go >/dev/null || { echo "Go is missing: see https://go.dev/dl; helm is built with it" >&2; exit 1; }
+	@case "$*" in \
+	 helm-docs-*) package=github.com/norwoodj/helm-docs/cmd/helm-docs@$(HELM_DOCS_VERSION);; \
+	 *) package=helm.sh/helm/v3/cmd/helm@$(HELM_VERSION);; esac; \
+	 $(call loud,building $$package (once$(comma) two minutes)) env CGO_ENABLED=0 GOFLAGS=-mod=mod GOBIN=$(WEIR_CACHE)/tools/bin go install -trimpath -ldflags='-s -w' "$$package"; \
+	 touch "$@"
 
 # Stamps carry the version, so that a new pin is installed over the old.
 $(WEIR_CACHE)/tools/cargo-%:

@@ -3,6 +3,7 @@
 
 use tokio::signal::unix::{SignalKind, signal};
 
+pub mod chart;
 pub mod client;
 pub mod cluster;
 mod condition;

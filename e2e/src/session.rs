@@ -44,7 +44,7 @@ pub async fn install() -> Result<()> {
         let progress = Progress::new();
         let archives = images::project(&Cache::from_env()?, &progress).await?;
         cluster.load(&archives, &progress).await?;
-        installation::install(&client, &archives, &progress).await
+        installation::install(&cluster, &client, &archives, &progress).await
     };
     INSTALLED
         .get_or_try_init(install)

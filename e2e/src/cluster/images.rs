@@ -55,6 +55,14 @@ pub struct Archive {
 /// # Errors
 /// A compilation or an image build fails.
 pub async fn project(cache: &Cache, progress: &Progress) -> Result<Vec<Archive>> {
+    project_as(cache, "dev", progress).await
+}
+
+/// As [`project`], under another tag.
+///
+/// # Errors
+/// As [`project`].
+pub async fn project_as(cache: &Cache, tag: &str, progress: &Progress) -> Result<Vec<Archive>> {
     let binaries = compile(progress).await?;
     let mut archives = Vec::new();
     for (name, dockerfile, binary) in PROJECT {
@@ -65,7 +73,8 @@ pub async fn project(cache: &Cache, progress: &Progress) -> Result<Vec<Archive>>
         let dockerfile = Path::new(WORKSPACE).join("deploy").join(dockerfile);
         fs::copy(&dockerfile, context.path().join("Dockerfile"))
             .with_context(|| format!("reading {}", dockerfile.display()))?;
-        archives.push(build(cache, name, context.path(), progress).await?);
+        let name = format!("{}:{tag}", name.trim_end_matches(":dev"));
+        archives.push(build(cache, &name, context.path(), progress).await?);
     }
     Ok(archives)
 }

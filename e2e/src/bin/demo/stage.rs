@@ -81,11 +81,11 @@ impl Stage {
     /// Builds the images and installs the operator.
     pub(crate) async fn install(&mut self) -> Result<()> {
         let archives = images::project(&Cache::from_env()?, &self.progress).await?;
-        let cluster = self.cluster()?;
+        let cluster = self.cluster()?.clone();
         cluster.load(&archives, &self.progress).await?;
         let client = self.client()?.clone();
         self.installed = !installation::is_installed(&client).await?;
-        installation::install(&client, &archives, &self.progress).await
+        installation::install(&cluster, &client, &archives, &self.progress).await
     }
 
     /// Makes the namespace anew, with restricted Pod Security enforced.
@@ -156,7 +156,7 @@ impl Stage {
             }
             if self.installed {
                 self.progress
-                    .step("uninstalling Weir", installation::uninstall(&client))
+                    .step("uninstalling Weir", installation::uninstall(&cluster, &client))
                     .await?;
             }
         }
