@@ -150,15 +150,11 @@ async fn every_value_has_an_effect_and_a_description() -> Result<()> {
     leaves("", &values, &schema, &schema, &mut all)?;
     let mut without_effect = all.clone();
     for (_, _, set) in cases("values")? {
-        let mut given = BTreeSet::new();
-        leaves("", &set, &schema, &schema, &mut given)?;
         let with = helm.render(&set).await?;
-        for leaf in given
-            .iter()
-            .filter(|leaf| without_effect.contains(*leaf))
-            .cloned()
-            .collect::<Vec<_>>()
-        {
+        for leaf in without_effect.clone() {
+            if set.pointer(&leaf).is_none() {
+                continue;
+            }
             let mut less = set.clone();
             let (parent, name) = leaf.rsplit_once('/').context("a path")?;
             let fields = less.pointer_mut(parent).and_then(Value::as_object_mut);
