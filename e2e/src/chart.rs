@@ -1,5 +1,8 @@
 //! The chart, and Helm on it.
 
+pub mod bench;
+pub mod traffic;
+
 use std::{
     fs,
     path::{Path, PathBuf},

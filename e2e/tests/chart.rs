@@ -1,41 +1,31 @@
 //! A release's life on a real cluster: the previous chart, an upgrade under traffic, values that reach the router, and
 //! its removal; and an operator that may look at some namespaces alone.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::fs;
 
-use anyhow::{Context, Result, bail, ensure};
-use k8s_openapi::{
-    api::{
-        apps::v1::Deployment,
-        coordination::v1::Lease,
-        core::v1::{ConfigMap, Namespace, Pod, Secret},
-        rbac::v1::{ClusterRole, ClusterRoleBinding},
-    },
-    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Pod, Secret},
+    rbac::v1::{ClusterRole, ClusterRoleBinding},
 };
 use kube::{
     Api, Client,
-    api::{DynamicObject, ListParams, LogParams},
-    core::GroupVersionKind,
-    discovery::{self, Scope},
+    api::{ListParams, LogParams},
 };
 use serde_json::{Value, json};
-use tokio::{sync::Mutex, task::JoinSet};
-use weir_crds::LLMPool;
+use tokio::sync::Mutex;
 use weir_e2e::{
     Seen, TestNamespace, await_condition,
-    chart::{Helm, Release, directory},
+    chart::{
+        Helm,
+        bench::{Bench, NEW_FIELD, PREVIOUS, previous_chart},
+        directory,
+        traffic::Traffic,
+    },
     client::{Caller, Chat},
-    cluster as test_cluster,
-    cluster::{Cluster, cache::Cache, images, progress::Progress},
+    cluster::progress::Progress,
     installation, manifest, operator,
     pool::{PATIENCE, Pool, Simulated, gateway_pods, name_of, pod_caller},
     with_temp_namespace,
@@ -44,211 +34,6 @@ use weir_wire::{headers, ports};
 
 /// The kinds and the release are the cluster's: one test at a time.
 static CLUSTER: Mutex<()> = Mutex::const_new(());
-/// A field that the previous chart's kind lacks.
-const NEW_FIELD: &str = "podMetadata";
-/// Tag of the previous chart's images.
-const PREVIOUS: &str = "previous";
-
-/// A cluster without Weir, and the images of both charts in it.
-struct Bench {
-    cluster: Cluster,
-    client: Client,
-    release: Release,
-    /// Values for the images of this work tree, and of the previous chart.
-    values: Value,
-    previous: Value,
-}
-
-impl Bench {
-    async fn new() -> Result<Self> {
-        let (cluster, client) = test_cluster().await?;
-        let (cache, progress) = (Cache::from_env()?, Progress::new());
-        let current = images::project(&cache, &progress).await?;
-        let previous = images::project_as(&cache, PREVIOUS, &progress).await?;
-        cluster.load(&current, &progress).await?;
-        cluster.load(&previous, &progress).await?;
-        let bench = Self {
-            release: installation::release(&cluster)?,
-            values: installation::values("dev", &current),
-            previous: installation::values(PREVIOUS, &previous),
-            cluster,
-            client,
-        };
-        bench.clear().await?;
-        Ok(bench)
-    }
-
-    /// Removes Weir, unless somebody uses it.
-    async fn clear(&self) -> Result<()> {
-        if installation::is_installed(&self.client).await? {
-            let pools: Api<LLMPool> = Api::all(self.client.clone());
-            let of_others = pools
-                .list(&ListParams::default())
-                .await?
-                .into_iter()
-                .find(|pool| {
-                    let namespace = pool.metadata.namespace.as_deref().unwrap_or_default();
-                    !namespace.starts_with("weir-test-")
-                });
-            if let Some(pool) = of_others {
-                bail!(
-                    "this test removes the kinds, and there is a pool that is not a test's: {:?}",
-                    pool.metadata
-                );
-            }
-        }
-        installation::uninstall(&self.cluster, &self.client).await?;
-        let namespaces: Api<Namespace> = Api::all(self.client.clone());
-        await_condition("no Weir", PATIENCE, async || {
-            let kinds = installation::is_installed(&self.client).await?;
-            let namespace = namespaces.get_opt(operator::NAMESPACE).await?.is_some();
-            Ok(if kinds || namespace {
-                Seen::NotYet(format!("kinds {kinds}, namespace {namespace}"))
-            } else {
-                Seen::Done(())
-            })
-        })
-        .await?;
-        let restricted = json!({
-            "apiVersion": "v1", "kind": "Namespace",
-            "metadata": {"name": operator::NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
-        });
-        manifest::apply_document(&self.client, "", restricted).await?;
-        Ok(())
-    }
-
-    async fn upgrade(&self, chart: &Path, more: &Value) -> Result<()> {
-        let mut values = self.values.clone();
-        merge(&mut values, more);
-        self.release.upgrade(chart, &values).await
-    }
-
-    async fn kind(&self) -> Result<CustomResourceDefinition> {
-        let kinds: Api<CustomResourceDefinition> = Api::all(self.client.clone());
-        Ok(kinds.get("llmpools.weir.dev").await?)
-    }
-
-    async fn kind_has(&self, field: &str) -> Result<bool> {
-        let kind = serde_json::to_value(self.kind().await?)?;
-        let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
-        let fields = kind.pointer(path).context("the kind has no schema")?;
-        Ok(fields.get(field).is_some())
-    }
-
-    /// `resourceVersion` of every object of the release. Its lease is renewed all the time.
-    async fn versions(&self) -> Result<BTreeMap<String, String>> {
-        let mut versions = BTreeMap::new();
-        for document in manifest::documents(&self.release.manifest().await?)? {
-            if document["kind"] == "Lease" {
-                continue;
-            }
-            let object: DynamicObject = serde_json::from_value(document)?;
-            let kind = GroupVersionKind::try_from(object.types.clone().context("a kind")?)?;
-            let (resource, capabilities) = discovery::pinned_kind(&self.client, &kind).await?;
-            let api: Api<DynamicObject> = match capabilities.scope {
-                Scope::Cluster => Api::all_with(self.client.clone(), &resource),
-                Scope::Namespaced => {
-                    let namespace = object.metadata.namespace.as_deref().context("a namespace")?;
-                    Api::namespaced_with(self.client.clone(), namespace, &resource)
-                }
-            };
-            let name = object.metadata.name.context("a name")?;
-            let found = api.get(&name).await?;
-            let mut version = found.metadata.resource_version.unwrap_or_default();
-            if kind.kind == "Deployment" || kind.kind == "PodDisruptionBudget" {
-                // Their status lives on.
-                version = format!("{:?}", found.metadata.generation);
-            }
-            versions.insert(format!("{} {name}", kind.kind), version);
-        }
-        Ok(versions)
-    }
-}
-
-fn merge(into: &mut Value, more: &Value) {
-    match (into, more) {
-        (Value::Object(into), Value::Object(more)) => {
-            for (key, value) in more {
-                merge(into.entry(key.clone()).or_insert(Value::Null), value);
-            }
-        }
-        (into, more) => *into = more.clone(),
-    }
-}
-
-/// The chart as it might have been: an older version, whose kind lacks a field. Packed as for a registry.
-async fn previous_chart(helm: &Helm, directory_: &Path) -> Result<PathBuf> {
-    let source = directory_.join("weir");
-    copy(&directory(), &source)?;
-    let chart = source.join("Chart.yaml");
-    let text = fs::read_to_string(&chart)?.replace("\nversion: ", "\nversion: 0.0.1-previous+");
-    fs::write(&chart, text)?;
-    let file = source.join("files/crds/llmpools.yaml");
-    let mut kind: Value = serde_saphyr::from_str(&fs::read_to_string(&file)?)?;
-    let fields = kind
-        .pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties")
-        .and_then(Value::as_object_mut)
-        .context("the kind has no schema")?;
-    fields.remove(NEW_FIELD).context("the field is not there")?;
-    fs::write(&file, kind.to_string())?;
-    helm.package(&source, directory_).await
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy(&entry.path(), &target)?;
-        } else {
-            fs::copy(entry.path(), target)?;
-        }
-    }
-    Ok(())
-}
-
-/// Clients that never pause, until they are told to stop.
-struct Traffic {
-    over: Arc<AtomicBool>,
-    clients: JoinSet<Result<u32>>,
-}
-
-impl Traffic {
-    fn begin(caller: &Caller, model: &str, clients: usize) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
-        let mut tasks = JoinSet::new();
-        for number in 0..clients {
-            let (over, caller, model) = (Arc::clone(&over), caller.clone(), model.to_owned());
-            tasks.spawn(async move {
-                let mut answered = 0;
-                while !over.load(Ordering::Relaxed) {
-                    let chat = Chat::new(&model, &format!("Turn {answered}."))
-                        .workflow(&format!("client-{number}"))
-                        .tokens(20);
-                    // Every other one is a stream.
-                    let chat = if answered % 2 == 0 { chat.stream() } else { chat };
-                    let answer = caller.chat(&chat).await.and_then(weir_e2e::client::Answer::whole);
-                    answer.with_context(|| format!("request {answered} of client {number}"))?;
-                    answered += 1;
-                }
-                Ok(answered)
-            });
-        }
-        Self { over, clients: tasks }
-    }
-
-    /// Requests answered; an error if one was lost.
-    async fn end(self) -> Result<u32> {
-        self.over.store(true, Ordering::Relaxed);
-        let mut answered = 0;
-        for client in self.clients.join_all().await {
-            answered += client?;
-        }
-        Ok(answered)
-    }
-}
-
 /// Waits until every pod of these Deployments runs this image tag, and nothing of the old is left.
 async fn rolled(space: &TestNamespace, tag: &str) -> Result<()> {
     let deployments: Api<Deployment> = space.api();
@@ -309,7 +94,7 @@ async fn an_upgrade_under_traffic_loses_nothing_and_brings_the_kinds_along() -> 
     let packages = tempfile::tempdir()?;
     let helm = Helm::on(&bench.cluster)?;
     let previous = previous_chart(&helm, packages.path()).await?;
-    bench.release.upgrade(&previous, &bench.previous).await?;
+    bench.install_previous(&previous).await?;
     ensure!(
         !bench.kind_has(NEW_FIELD).await?,
         "the old kind has the new field"
@@ -553,6 +338,36 @@ async fn an_operator_of_one_namespace_works_with_roles_alone() -> Result<()> {
             Ok(())
         })
         .await
+    })
+    .await
+}
+
+/// The value sets of the chart's tests; the pod of `helm test` under restricted Pod Security, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn rendered_value_sets_are_accepted() -> Result<()> {
+    let _alone = CLUSTER.lock().await;
+    with_temp_namespace(async |space| {
+        let mut asked = 0;
+        for entry in fs::read_dir(directory().join("tests/golden"))? {
+            for mut document in manifest::documents(&fs::read_to_string(entry?.path())?)? {
+                // This cluster has no Prometheus Operator, and its own roles may be there under these names.
+                let of_monitoring = document["apiVersion"] == "monitoring.coreos.com/v1";
+                let is_role = document["kind"]
+                    .as_str()
+                    .is_some_and(|kind| kind.starts_with("Cluster"));
+                if of_monitoring || is_role {
+                    continue;
+                }
+                document["metadata"]["namespace"] = space.name.clone().into();
+                if document["kind"] == "Pod" {
+                    document["spec"]["serviceAccountName"] = "default".into();
+                }
+                manifest::accepts(&space.client, &space.name, &document.to_string()).await?;
+                asked += 1;
+            }
+        }
+        ensure!(asked > 20, "{asked} objects");
+        Ok(())
     })
     .await
 }

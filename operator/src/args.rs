@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn workflow_defaults_are_those_of_the_chart() {
-        assert_eq!(parse(&[]).unwrap().workflows, WorkflowDefaults::default());
+        assert_eq!(read(&[]).unwrap().into_config().unwrap().workflows, WorkflowDefaults::default());
         let flags = [
             "--workflow-support=false",
             "--workflow-ttl=90",
@@ -277,7 +277,7 @@ mod tests {
             idle_ttl: Duration::from_secs(90),
             max_workflows: 7,
         };
-        assert_eq!(parse(&flags).unwrap().workflows, expected);
+        assert_eq!(read(&flags).unwrap().into_config().unwrap().workflows, expected);
         for refused in [
             "--workflow-ttl=0",
             "--max-workflows=0",

@@ -5,6 +5,8 @@ mod control;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
+mod kinds;
+#[cfg(test)]
 mod lease;
 #[cfg(test)]
 mod logs;
