@@ -170,7 +170,7 @@ impl Release {
         self.on(&args).await.map(|_| ())
     }
 
-    /// What `helm test` prints, logs of its pod included.
+    /// What `helm test` prints.
     ///
     /// # Errors
     /// The test fails.

@@ -187,18 +187,18 @@ async fn workflow_support_reaches_the_router_and_a_removed_release_leaves_nothin
     let bench = Bench::new().await?;
     with_temp_namespace(async |space| {
         let with = async |support: Value| bench.upgrade(&directory(), &json!({"router": {"workflowSupport": support}})).await;
-        with(json!({"ttl": 2, "maxWorkflows": 1})).await?;
+        with(json!({"ttl": 6, "maxWorkflows": 1})).await?;
         let pool = recipe().apply(&space).await?;
         let caller = pool.caller().await?;
         pool.serving(2, PATIENCE).await?;
-        configured(&space, "idleTtl: 2s").await?;
+        configured(&space, "idleTtl: 6s").await?;
 
         // One home at most: the second workflow's takes the place of the first's.
         ensure!(home(&caller, &pool, "a").await? == "new", "a's first turn");
         ensure!(home(&caller, &pool, "a").await? == "kept", "a's second turn");
         ensure!(home(&caller, &pool, "b").await? == "new", "b's first turn");
         ensure!(home(&caller, &pool, "a").await? == "new", "a's home should have made room");
-        // Two seconds without a turn.
+        // Six seconds without a turn.
         forgotten(&space).await?;
         ensure!(home(&caller, &pool, "a").await? == "new", "a's home should be forgotten");
 
