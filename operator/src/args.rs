@@ -266,7 +266,10 @@ mod tests {
 
     #[test]
     fn workflow_defaults_are_those_of_the_chart() {
-        assert_eq!(read(&[]).unwrap().into_config().unwrap().workflows, WorkflowDefaults::default());
+        assert_eq!(
+            read(&[]).unwrap().into_config().unwrap().workflows,
+            WorkflowDefaults::default()
+        );
         let flags = [
             "--workflow-support=false",
             "--workflow-ttl=90",

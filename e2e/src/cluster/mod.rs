@@ -163,7 +163,7 @@ impl Cluster {
         match self {
             Self::Given(given) => given.check(progress).await.map(|()| Found::Running),
             Self::Kind(kind) => kind.up(owner, progress).await,
-            Self::Plane(plane) => plane.up(owner, progress).await,
+            Self::Plane(plane) => Box::pin(plane.up(owner, progress)).await,
         }
     }
 
