@@ -137,7 +137,7 @@ impl Plane {
         self.build(progress).await?;
         let lock = lock(Path::new(LOCK), progress).await?;
         let (whole, owned) = (self.is_whole(), self.owners().any());
-        match found(whole, owned, whole && self.answers(owned).await) {
+        match found(whole, owned, whole && Box::pin(self.answers(owned)).await) {
             Present::Joined => {
                 self.owners().add(owner, &lock)?;
                 progress.say(format_args!("the local Kubernetes `{}` runs already", self.name));
@@ -152,7 +152,7 @@ impl Plane {
         }
         self.refuse_another()?;
         let began = now();
-        let result = self.start(owner, progress, &lock).await;
+        let result = Box::pin(self.start(owner, progress, &lock)).await;
         if result.is_err() {
             self.keep_logs();
             self.clean().await?;
