@@ -235,7 +235,12 @@ async fn traffic_port(
     let refuse_late = async move {
         stopping.cancelled().await;
         let drain = Duration::from(closing.view().config.timeouts.drain).mul_f64(LAST_CALL);
-        tokio::time::sleep(drain).await;
+        let mut orphaned = closing.orphaned();
+        tokio::select! {
+            () = tokio::time::sleep(drain) => {}
+            // Nothing that waits will ever be served: the pools are gone, and this gateway with them.
+            _ = orphaned.wait_for(|orphaned| *orphaned) => {}
+        }
         last_call.cancel();
         closing.close();
         std::future::pending::<()>().await;

@@ -140,6 +140,7 @@ impl Gateway {
             .pick(route.pool.as_deref(), ask.model.as_deref())
             .map_err(rejected)?
             .clone();
+        ask.check(api).map_err(rejected)?;
         let evidence = Evidence {
             headers: &head.headers,
             ask: &ask,

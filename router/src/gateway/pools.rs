@@ -30,6 +30,7 @@ const FIRST_BATCH: u32 = 8;
 pub struct Pools {
     view: ArcSwap<View>,
     version: watch::Sender<u64>,
+    orphaned: watch::Sender<bool>,
     bounds: watch::Sender<Bounds>,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
@@ -137,6 +138,7 @@ impl Pools {
             view: ArcSwap::from_pointee(View::empty()),
             version: watch::Sender::new(0),
             bounds: watch::Sender::default(),
+            orphaned: watch::Sender::new(false),
             metrics,
             tasks: TaskTracker::new(),
             broken,
@@ -259,6 +261,19 @@ impl Pools {
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
+    }
+
+    /// Whether the configuration was deleted, pools and all. The last one stays in force all the same: a deletion by
+    /// mistake must not stop what is served.
+    #[must_use]
+    pub fn orphaned(&self) -> watch::Receiver<bool> {
+        self.orphaned.subscribe()
+    }
+
+    /// The configuration was deleted, or is there (again).
+    pub fn set_orphaned(&self, orphaned: bool) {
+        self.orphaned
+            .send_if_modified(|known| std::mem::replace(known, orphaned) != orphaned);
     }
 
     /// What bounds the traffic port; the defaults before the first configuration.

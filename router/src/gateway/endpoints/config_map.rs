@@ -26,6 +26,7 @@ impl Discovery {
                 Ok(watcher::Event::Apply(map) | watcher::Event::InitApply(map)) => self.load(&map),
                 Ok(watcher::Event::Delete(_)) => {
                     tracing::warn!(config_map = %name, "configuration deleted, the last one stays in force");
+                    self.pools.set_orphaned(true);
                 }
                 Ok(watcher::Event::Init | watcher::Event::InitDone) => {}
                 Err(error) => self.watch_failed(Watched::ConfigMap, &error),
@@ -56,6 +57,7 @@ impl Discovery {
             .as_ref()
             .and_then(|data| data.get(FILE_KEY))
             .ok_or_else(|| ConfigError::Parse(format!("the ConfigMap has no key {FILE_KEY}")))?;
+        self.pools.set_orphaned(false);
         let config = GatewayConfig::parse(document)?;
         let pools = config.pools.len();
         let changed = self.pools.apply(config)?;

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
+use super::Api;
 use crate::proxy::{json, respond::Refusal};
 
 /// Most bytes of a model name.
@@ -90,6 +91,18 @@ pub struct Places {
 }
 
 impl Ask {
+    /// What an API cannot do without is there, so that no engine is woken only to refuse.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the field.
+    pub fn check(&self, api: Api) -> Result<(), Refusal> {
+        let is_missing = matches!(api, Api::Chat | Api::Messages) && self.places.messages.is_none();
+        if is_missing {
+            return Err(Refusal::invalid("messages", "`messages` is missing"));
+        }
+        Ok(())
+    }
+
     /// The body to forward: the same bytes, without `workflow_metadata` and `priority`.
     #[must_use]
     pub fn forwarded(&self, body: Bytes) -> Bytes {
@@ -145,7 +158,7 @@ pub fn parse(body: &[u8], max_depth: u32) -> Result<Ask, Refusal> {
 }
 
 /// Names of the members that are read; the position is the bit in [`Reader::seen`].
-const NAMES: [&str; 18] = [
+const NAMES: [&str; 25] = [
     "model",
     "stream",
     "stream_options",
@@ -164,6 +177,13 @@ const NAMES: [&str; 18] = [
     "user",
     "prompt_cache_key",
     "priority",
+    "prompt",
+    "stop",
+    "temperature",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
 ];
 
 struct Reader<'a> {
@@ -258,11 +278,23 @@ impl<'a> Reader<'a> {
                     ask.workflow = metadata(value)?;
                 }
             }
-            "tools" => ask.places.tools = Some(place),
+            "temperature" | "top_p" | "presence_penalty" | "frequency_penalty" => number(name, value)?,
+            "seed" => whole(name, value)?,
+            "prompt" | "stop" => text_or_array(name, value)?,
+            "tools" => {
+                array(name, value)?;
+                ask.places.tools = Some(place);
+            }
             "system" => ask.places.system = Some(place),
             "instructions" => ask.places.instructions = Some(place),
-            "messages" => ask.places.messages = Some(place),
-            "input" => ask.places.input = Some(place),
+            "messages" => {
+                array(name, value)?;
+                ask.places.messages = Some(place);
+            }
+            "input" => {
+                text_or_array(name, value)?;
+                ask.places.input = Some(place);
+            }
             "metadata" => ask.places.metadata = Some(place),
             "user" => ask.places.user = Some(place),
             "prompt_cache_key" => ask.places.prompt_cache_key = Some(place),
@@ -309,6 +341,45 @@ fn object(name: &'static str, value: &str) -> Result<(), Refusal> {
         Ok(())
     } else {
         Err(Refusal::invalid(name, format!("`{name}` must be an object")))
+    }
+}
+
+fn array(name: &'static str, value: &str) -> Result<(), Refusal> {
+    if value.starts_with('[') {
+        Ok(())
+    } else {
+        Err(Refusal::invalid(name, format!("`{name}` must be an array")))
+    }
+}
+
+fn text_or_array(name: &'static str, value: &str) -> Result<(), Refusal> {
+    if value.starts_with(['[', '"']) {
+        Ok(())
+    } else {
+        let message = format!("`{name}` must be a string or an array");
+        Err(Refusal::invalid(name, message))
+    }
+}
+
+/// JSON's numbers begin with a digit or a minus, and nothing else does.
+fn number(name: &'static str, value: &str) -> Result<(), Refusal> {
+    if value.starts_with(|first: char| first.is_ascii_digit() || first == '-') {
+        Ok(())
+    } else {
+        Err(Refusal::invalid(name, format!("`{name}` must be a number")))
+    }
+}
+
+fn whole(name: &'static str, value: &str) -> Result<(), Refusal> {
+    if value
+        .strip_prefix('-')
+        .unwrap_or(value)
+        .bytes()
+        .all(|byte| byte.is_ascii_digit())
+    {
+        Ok(())
+    } else {
+        Err(Refusal::invalid(name, format!("`{name}` must be an integer")))
     }
 }
 
