@@ -140,7 +140,6 @@ impl Gateway {
             .pick(route.pool.as_deref(), ask.model.as_deref())
             .map_err(rejected)?
             .clone();
-        ask.check(api).map_err(rejected)?;
         let evidence = Evidence {
             headers: &head.headers,
             ask: &ask,
@@ -150,6 +149,7 @@ impl Gateway {
         let key = identity
             .as_ref()
             .map(|identity| WorkflowKey::derive(TENANT, entry.handle.name(), &identity.id));
+        ask.check(api).map_err(rejected)?;
         let wishes = Wishes {
             class: priority_header(&head.headers).map_err(rejected)?,
             priority: ask.workflow.priority,
