@@ -152,12 +152,12 @@ async fn a_pool_whose_volume_is_missing_says_so_and_others_work() -> Result<()> 
             ..Simulated::default()
         };
         let broken = broken.apply(&space).await?;
-        let (status, message) = condition(&broken, "CapacityAvailable", "Unschedulable").await?;
+        let (status, message) = condition(&broken, "CapacityAvailable", "ReferenceMissing").await?;
         ensure!(
             status == "False" && message.contains("no-such-claim"),
             "{status}: {message}"
         );
-        let said = event(&space, "broken", "Unschedulable").await?;
+        let said = event(&space, "broken", "ReferenceMissing").await?;
         ensure!(said.contains("no-such-claim"), "{said}");
         others_work(&space).await
     })
