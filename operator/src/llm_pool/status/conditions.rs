@@ -11,7 +11,7 @@ use super::Verdict;
 use crate::{
     llm_pool::observe::Observed,
     references::{Kind, Missing, named},
-    scaling::{decide::Mode, idle::Blocker, outlook::Outlook, pods::Trouble},
+    scaling::{decide::Mode, idle::Blocker, memory::Memory, outlook::Outlook, pods::Trouble},
 };
 
 type Said = (State, Reason, String);
@@ -148,9 +148,13 @@ fn at_zero(spec: &LLMPoolSpec) -> String {
     }
 }
 
-/// The first object that an engine pod waits for.
+/// The first object that an engine pod waits for. A pod that serves waits for nothing, whatever the kubelet, which
+/// speaks a second later than the sidecar, still says.
 fn missing(outlook: &Outlook) -> Option<&Missing> {
-    let mut staying = outlook.pods.iter().filter(|pod| !pod.terminating);
+    let mut staying = outlook
+        .pods
+        .iter()
+        .filter(|pod| !pod.terminating && !Memory::serves(pod, &outlook.demand));
     staying.find_map(|pod| match &pod.trouble {
         Some(Trouble::Missing(missing)) => Some(missing),
         Some(Trouble::Unschedulable(_) | Trouble::Image(_) | Trouble::Crashing(_)) | None => None,

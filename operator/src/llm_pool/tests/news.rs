@@ -1,6 +1,7 @@
 //! Events, and what keeps engine pods from coming to be.
 
 use super::*;
+use crate::scaling::demand::Endpoint;
 
 /// The pod's state is the only source, so the condition goes with it, and there is one event however many show it.
 #[test]
@@ -35,6 +36,25 @@ fn a_missing_reference_is_one_event_and_clears_when_it_is_there() {
     assert_eq!(reasons(&pool)[..3], ["ReferenceMissing"; 3]);
     pool.status = Some(derive(&with(&pool, None), &applied(&pool), at(200)));
     assert_eq!(reasons(&pool)[..3], ["Serving", "Stable", "Scheduled"]);
+}
+
+/// The sidecar's word that the engine answers comes before the kubelet's that it runs.
+#[test]
+fn a_pod_that_serves_lacks_nothing_whatever_the_kubelet_still_says() {
+    let pool = minimal();
+    let late = outlook(|o| {
+        o.pods = vec![engine_pod(
+            Missing::read(r#"secret "hf" not found"#).map(Trouble::Missing),
+        )];
+        let endpoint = Endpoint {
+            eligible: true,
+            ..Endpoint::default()
+        };
+        o.demand.endpoints.insert("a".to_owned(), endpoint);
+    });
+    let status = derive(&observed(pool.clone(), Some(late)), &applied(&pool), at(100));
+    let reasons: Vec<&str> = status.conditions.iter().map(|one| one.reason.as_str()).collect();
+    assert_eq!(reasons[..3], ["Serving", "Stable", "Scheduled"]);
 }
 
 /// Nothing looks for references while no pod runs: the condition says which ones are unseen.
