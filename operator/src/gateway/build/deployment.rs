@@ -5,8 +5,8 @@ use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
         core::v1::{
-            Container, PodSpec, PodTemplateSpec, ResourceRequirements, SecretVolumeSource, Volume,
-            VolumeMount,
+            Container, Lifecycle, LifecycleHandler, PodSpec, PodTemplateSpec, ResourceRequirements,
+            SecretVolumeSource, SleepAction, Volume, VolumeMount,
         },
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
@@ -16,8 +16,12 @@ use weir_crds::names;
 use super::Maker;
 use crate::{labels, probes, restricted};
 
-/// Seconds that a stopping gateway may go on with its requests: its own drain timeout (10 minutes) and half a minute.
-const GRACE_SECONDS: i64 = 630;
+/// Seconds that a stopping gateway may go on with its requests: [`LEAVE_SECONDS`], its own drain timeout (10 minutes) and
+/// half a minute.
+const GRACE_SECONDS: i64 = 635;
+/// Seconds between a pod's deletion and SIGTERM: new connections arrive until every node has taken it out of the Service,
+/// and would be refused.
+const LEAVE_SECONDS: i64 = 5;
 
 pub(super) fn deployment(maker: &Maker<'_>, router_image: &str) -> Deployment {
     Deployment {
@@ -86,6 +90,15 @@ fn container(maker: &Maker<'_>, router_image: &str) -> Container {
         ports: Some(probes::container_ports()),
         readiness_probe: Some(probes::probe("/readyz", 1, 2, 3)),
         liveness_probe: Some(probes::probe("/livez", 10, 5, 3)),
+        lifecycle: Some(Lifecycle {
+            pre_stop: Some(LifecycleHandler {
+                sleep: Some(SleepAction {
+                    seconds: LEAVE_SECONDS,
+                }),
+                ..LifecycleHandler::default()
+            }),
+            ..Lifecycle::default()
+        }),
         resources: Some(ResourceRequirements {
             requests: Some(
                 requests
