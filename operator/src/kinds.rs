@@ -20,6 +20,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// The API server publishes a changed schema a moment after the change, and an upgrade changes kinds and operator
 /// together.
 const SETTLED: Duration = Duration::from_secs(10);
+/// Looks at a schema that cannot be read before it is left alone.
+const MOST_LOOKS: u32 = 30;
 
 /// Waits for both kinds, naming in `/readyz` what is missing.
 pub async fn wait(client: &Client, namespaces: &[String], health: &Health) {
@@ -70,17 +72,36 @@ pub async fn missing(client: &Client, namespaces: &[String]) -> Vec<String> {
     missing
 }
 
+/// Why the schema of the installed kinds is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// The API server does not tell it.
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    /// It has no text to be read.
+    #[error("the schema is not JSON: {0}")]
+    Unreadable(#[from] serde_json::Error),
+    /// A kind was installed a moment ago.
+    #[error("the API server has not published the schema of {0} yet")]
+    Unpublished(String),
+}
+
 /// Says once, a while after the start, if the installed kinds lack fields; never returns.
 pub async fn warn_of_old(client: Client) {
-    tokio::time::sleep(SETTLED).await;
-    match lacking(&client).await {
-        Ok(fields) if fields.is_empty() => {}
-        Ok(fields) => tracing::warn!(
-            fields = fields.join(", "),
-            "the installed kinds are older than this operator, and the API server drops what they lack: apply crds/yaml \
-             of this version, or upgrade the chart with crds.install=true"
-        ),
-        Err(error) => tracing::debug!(%error, "the schema of the kinds cannot be read"),
+    for _ in 0..MOST_LOOKS {
+        tokio::time::sleep(SETTLED).await;
+        match lacking(&client).await {
+            Ok(fields) if fields.is_empty() => break,
+            Ok(fields) => {
+                tracing::warn!(
+                    fields = fields.join(", "),
+                    "the installed kinds are older than this operator, and the API server drops what they lack: apply \
+                     crds/yaml of this version, or upgrade the chart with crds.install=true"
+                );
+                break;
+            }
+            Err(error) => tracing::debug!(%error, "the schema of the kinds is not known"),
+        }
     }
     std::future::pending().await
 }
@@ -88,8 +109,8 @@ pub async fn warn_of_old(client: Client) {
 /// Fields that this operator knows and the installed kinds lack, such as `LLMPool.spec.hold`.
 ///
 /// # Errors
-/// The API server does not tell its schema.
-pub async fn lacking(client: &Client) -> Result<Vec<String>, kube::Error> {
+/// The API server does not tell the schema.
+pub async fn lacking(client: &Client) -> Result<Vec<String>, SchemaError> {
     let path = format!("/openapi/v3/apis/{}", names::API_VERSION);
     let request = http::Request::get(path)
         .body(Vec::new())
@@ -99,17 +120,14 @@ pub async fn lacking(client: &Client) -> Result<Vec<String>, kube::Error> {
     for crd in [LLMPool::crd(), WorkflowPolicy::crd()] {
         let kind = crd.spec.names.kind;
         let wanted = crd.spec.versions.into_iter().find_map(|version| version.schema);
-        let wanted = serde_json::to_value(wanted.and_then(|schema| schema.open_api_v3_schema))
-            .map_err(kube::Error::SerdeError)?;
+        let wanted = serde_json::to_value(wanted.and_then(|schema| schema.open_api_v3_schema))?;
         let mut group: Vec<&str> = names::GROUP.split('.').collect();
         group.reverse();
         let name = format!("{}.{}.{kind}", group.join("."), names::VERSION);
-        compare(
-            &kind,
-            &wanted,
-            &published["components"]["schemas"][name],
-            &mut lacking,
-        );
+        match published["components"]["schemas"].get(&name) {
+            Some(found) => compare(&kind, &wanted, found, &mut lacking),
+            None => return Err(SchemaError::Unpublished(kind)),
+        }
     }
     Ok(lacking)
 }
