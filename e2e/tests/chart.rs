@@ -264,7 +264,15 @@ async fn forgotten(space: &TestNamespace) -> Result<()> {
             .1;
         anyhow::Ok(value.parse::<f64>()?)
     };
-    ensure!(open().await? > 0.0, "no home to be forgotten");
+    // The state behind the metric is up to a second old.
+    await_condition("homes to be known", PATIENCE, async || {
+        Ok(if open().await? > 0.0 {
+            Seen::Done(())
+        } else {
+            Seen::NotYet("none".to_owned())
+        })
+    })
+    .await?;
     await_condition("homes to be forgotten", PATIENCE, async || {
         let open = open().await?;
         Ok(if open > 0.0 {

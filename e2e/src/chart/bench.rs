@@ -25,7 +25,7 @@ use crate::{
     cluster::{Cluster, cache::Cache, images, progress::Progress},
     installation, manifest, operator,
     pool::PATIENCE,
-    session,
+    session, state,
 };
 
 /// A field that the previous chart's kind lacks.
@@ -116,7 +116,7 @@ impl Bench {
     pub async fn upgrade(&self, chart: &Path, more: &Value) -> Result<()> {
         let mut values = self.values.clone();
         merge(&mut values, more);
-        self.release.upgrade(chart, &values).await
+        self.explained(self.release.upgrade(chart, &values).await).await
     }
 
     /// Installs the previous chart with its images.
@@ -124,7 +124,16 @@ impl Bench {
     /// # Errors
     /// As [`Release::upgrade`].
     pub async fn install_previous(&self, chart: &Path) -> Result<()> {
-        self.release.upgrade(chart, &self.previous).await
+        self.explained(self.release.upgrade(chart, &self.previous).await)
+            .await
+    }
+
+    /// The same, with the state of the operator's namespace in an error.
+    async fn explained(&self, result: Result<()>) -> Result<()> {
+        match result {
+            Ok(()) => Ok(()),
+            Err(error) => Err(error.context(state(&self.client, operator::NAMESPACE).await)),
+        }
     }
 
     async fn kind(&self) -> Result<CustomResourceDefinition> {
