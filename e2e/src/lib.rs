@@ -20,7 +20,7 @@ mod state_dump;
 
 pub use condition::{Seen, await_condition};
 pub use manifest::{accepts, rejects};
-pub use namespace::{TestNamespace, with_temp_namespace};
+pub use namespace::{TestNamespace, look_again, others_ended, with_temp_namespace};
 pub use reach::{Reach, forward, reach, reach_pod};
 pub use session::{cluster, install, toolbox};
 pub use state_dump::dump as state;

@@ -11,7 +11,7 @@ use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::{
     Api, Client,
-    api::{DeleteParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 
 use crate::{
@@ -103,6 +103,52 @@ where
         Ok(result) => result.with_context(|| format!("in namespace {}", namespace.name)),
         Err(panic) => resume_unwind(panic),
     }
+}
+
+/// Has Kubernetes look at what is left of a namespace that ends. From 1.33 on it ends pods before anything else, and where
+/// some still stop it comes back only after half of their longest grace, which is five minutes with a gateway, although
+/// they are gone within seconds; any change of the namespace brings it back at once.
+///
+/// # Errors
+/// The API server refuses the change. A namespace that is gone is none.
+pub async fn look_again(client: &Client, name: &str) -> Result<()> {
+    // No two looks in one second: the change would be none.
+    let second = jiff::Timestamp::now().as_second().to_string();
+    let mark = serde_json::json!({"metadata": {"annotations": {"weir.dev/test-looked": second}}});
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let patched = namespaces
+        .patch(name, &PatchParams::default(), &Patch::Merge(mark))
+        .await;
+    match patched {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("marking namespace {name}")),
+    }
+}
+
+/// Waits until the namespaces of tests before this one have ended: the operator answers what Kubernetes deletes there.
+///
+/// # Errors
+/// Not within `limit`.
+pub async fn others_ended(client: &Client, limit: Duration) -> Result<()> {
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let of_tests = ListParams::default().labels("weir.dev/test=true");
+    await_condition("other namespaces to end", limit, async || {
+        let mut left = Vec::new();
+        for namespace in namespaces.list(&of_tests).await? {
+            let name = namespace.metadata.name.unwrap_or_default();
+            if namespace.metadata.deletion_timestamp.is_some() {
+                look_again(client, &name).await?;
+                left.push(name);
+            }
+        }
+        Ok(if left.is_empty() {
+            Seen::Done(())
+        } else {
+            Seen::NotYet(left.join(", "))
+        })
+    })
+    .await
 }
 
 async fn create(cluster: Cluster, client: Client) -> Result<TestNamespace> {

@@ -1,18 +1,14 @@
 //! A namespace can be deleted although no operator runs: nothing of ours waits for one.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::{
-    Api,
-    api::{DeleteParams, Patch, PatchParams},
-};
-use serde_json::json;
+use kube::{Api, api::DeleteParams};
 use weir_e2e::{
     Seen, TestNamespace, await_condition,
     client::Chat,
-    cluster, install, operator,
+    cluster, install, look_again, operator,
     pool::{PATIENCE, Simulated},
     with_temp_namespace,
 };
@@ -47,23 +43,7 @@ async fn furnish(space: &TestNamespace) -> Result<()> {
     Ok(())
 }
 
-/// Has Kubernetes look at what is left of the namespace. From 1.33 on it ends pods before anything else, and where some
-/// still stop it comes back only after half of their longest grace, which is five minutes here, although they are gone
-/// within seconds; any change of the namespace brings it back at once. A second has one value, so it is one change.
-async fn look_again(namespaces: &Api<Namespace>, name: &str, since: Duration) -> Result<()> {
-    let mark = json!({"metadata": {"annotations": {"weir.dev/test-looked": since.as_secs().to_string()}}});
-    match namespaces
-        .patch(name, &PatchParams::default(), &Patch::Merge(mark))
-        .await
-    {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
 #[tokio::test]
-#[expect(clippy::disallowed_methods, reason = "a cluster test reads the clock")]
 async fn a_namespace_goes_without_an_operator() -> Result<()> {
     install().await?;
     let (_, client) = cluster().await?;
@@ -72,9 +52,8 @@ async fn a_namespace_goes_without_an_operator() -> Result<()> {
         operator::scale(&space.client, 0).await?;
         let namespaces: Api<Namespace> = Api::all(space.client.clone());
         namespaces.delete(&space.name, &DeleteParams::default()).await?;
-        let begun = Instant::now();
         await_condition("the namespace to be gone", Duration::from_secs(60), async || {
-            look_again(&namespaces, &space.name, begun.elapsed()).await?;
+            look_again(&space.client, &space.name).await?;
             Ok(match namespaces.get_opt(&space.name).await? {
                 None => Seen::Done(()),
                 Some(left) => {

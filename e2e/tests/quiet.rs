@@ -11,7 +11,7 @@ use weir_e2e::{
         audit::{AuditEvent, Filter, Mark},
         progress::now,
     },
-    install,
+    install, others_ended,
     pool::{PATIENCE, Simulated},
     with_temp_namespace,
 };
@@ -59,6 +59,7 @@ async fn nothing_is_written_while_nothing_happens() -> Result<()> {
         caller.chat(&Chat::new(&serving.model, "Hello.")).await?.whole()?;
         caller.chat(&Chat::new(&zero.model, "Hello.")).await?.whole()?;
         zero.at_zero(PATIENCE).await?;
+        others_ended(&space.client, PATIENCE).await?;
 
         let audit = space.cluster.audit()?;
         let mut since = (audit.mark()?, now());
