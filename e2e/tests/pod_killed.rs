@@ -16,7 +16,7 @@ use weir_e2e::{
 };
 use weir_wire::headers;
 
-const PATIENT: Duration = Duration::from_secs(60);
+const PATIENT: Duration = Duration::from_secs(180);
 
 async fn streaming(space: &TestNamespace) -> Result<(Pool, Caller, Opened)> {
     let recipe = Simulated {
