@@ -216,8 +216,10 @@ pub struct Decision {
 pub enum ShedReason {
     /// A bound on waiting requests or bytes was reached.
     QueueFull,
-    /// No endpoint exists and nothing can start one, or the pool is suspended.
+    /// No endpoint exists and nothing can start one.
     NoCapacity,
+    /// The pool is suspended: [`Settings::suspended`].
+    Suspended,
     /// Held longer than [`Settings::hold_timeout`].
     ColdStartTimeout,
 }

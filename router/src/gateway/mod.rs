@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, request::Parts};
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -41,9 +41,9 @@ use self::{
 use crate::{
     metrics::{self, Metrics},
     proxy::{
-        budget::Budget,
+        budget::{Budget, Held},
         headers::{ask_engine_priority, for_upstream},
-        request::{Ask, Received, Route, Target, parse, read_body},
+        request::{Api, Ask, Received, Route, Target, parse, read_body},
         respond::{ErrorShape, Refusal, Reply, json_reply},
         upstream::Outgoing,
     },
@@ -76,6 +76,23 @@ pub struct Gateway {
 struct Refused {
     refusal: Refusal,
     shape: ErrorShape,
+}
+
+/// A request whose path is known, and whose body is still to be read.
+struct Arrival<'a> {
+    route: Route,
+    api: Api,
+    head: Parts,
+    body: Incoming,
+    id: &'a str,
+}
+
+/// A request that can be admitted.
+struct Understood {
+    job: Job,
+    wanted: weir_schedule::Request,
+    /// Its share of the byte budget.
+    held: Held,
 }
 
 impl Gateway {
@@ -115,7 +132,6 @@ impl Gateway {
     }
 
     async fn serve(&self, request: Request<Incoming>, id: &str) -> Result<Reply, Refused> {
-        let arrived = now();
         let (head, body) = request.into_parts();
         let view = self.pools.view();
         let route = Route::find(&head.method, head.uri.path_and_query())
@@ -125,33 +141,53 @@ impl Gateway {
                 .map_err(|refusal| self.rejected(refusal, ErrorShape::OpenAi));
         };
         let shape = api.shape();
-        let rejected = |refusal| self.rejected(refusal, shape);
+        let arrival = Arrival {
+            route,
+            api,
+            head,
+            body,
+            id,
+        };
+        let understood = self.understand(&view, arrival).await;
+        drop(view);
+        let Understood {
+            mut job,
+            wanted,
+            held,
+        } = understood.map_err(|refusal| self.rejected(refusal, shape))?;
+        let reply = self.dispatch(&mut job, wanted).await;
+        drop(held);
+        reply.map_err(|refusal| Refused { refusal, shape })
+    }
 
+    /// Reads, parses, identifies and applies the policy: what the request is, and what it wants of its pool.
+    async fn understand(&self, view: &View, arrival: Arrival<'_>) -> Result<Understood, Refusal> {
+        let arrived = now();
+        let Arrival {
+            route,
+            api,
+            head,
+            body,
+            id,
+        } = arrival;
         let limits = &view.config.limits;
-        let pause = view.config.timeouts.body_read.into();
-        let received = read_body(&head.headers, body, limits, pause, &self.budget)
-            .await
-            .map_err(rejected)?;
-        let ask = self
-            .parse(&received, limits.max_json_depth)
-            .await
-            .map_err(rejected)?;
-        let entry = view
-            .pick(route.pool.as_deref(), ask.model.as_deref())
-            .map_err(rejected)?
-            .clone();
+        let timeouts = &view.config.timeouts;
+        let pause = timeouts.body_read.into();
+        let received = read_body(&head.headers, body, limits, pause, &self.budget).await?;
+        let ask = self.parse(&received, limits.max_json_depth).await?;
+        let entry = view.pick(route.pool.as_deref(), ask.model.as_deref())?.clone();
         let evidence = Evidence {
             headers: &head.headers,
             ask: &ask,
             body: &received.bytes,
         };
-        let identity = identify(evidence, entry.policy.identity()).map_err(rejected)?;
+        let identity = identify(evidence, entry.policy.identity())?;
         let key = identity
             .as_ref()
             .map(|identity| WorkflowKey::derive(TENANT, entry.handle.name(), &identity.id));
-        ask.check(api).map_err(rejected)?;
+        ask.check(api)?;
         let wishes = Wishes {
-            class: priority_header(&head.headers).map_err(rejected)?,
+            class: priority_header(&head.headers)?,
             priority: ask.workflow.priority,
         };
         let load = Load {
@@ -159,32 +195,26 @@ impl Gateway {
             prompt_tokens: ask.prompt_tokens,
             bytes: received.bytes.len() as u64,
         };
-        let wanted = entry.policy.request(wishes, load).map_err(rejected)?;
+        let wanted = entry.policy.request(wishes, load)?;
         if ask.engine_priority || ask_engine_priority(&head.headers) {
             entry.handle.metrics().priorities_removed.inc();
         }
         let Received { bytes, held } = received;
+        // The head as received pins the connection's read buffer, and a request may wait for long: it ends here.
         let headers = for_upstream(&head.headers);
-        let outgoing = Outgoing::new(&head.method, &route.path, headers, ask.forwarded(bytes));
-        // The head as received pins the connection's read buffer; a request may wait for long.
-        drop(head.headers);
-        drop(head.uri);
-        let mut job = Job {
+        let job = Job {
             arrived,
             api,
             stream: ask.stream,
             entry,
-            outgoing,
+            outgoing: Outgoing::new(&head.method, &route.path, headers, ask.forwarded(bytes)),
             workflow: identity.and_then(|identity| HeaderValue::try_from(identity.id).ok()),
             key,
             id: id.to_owned(),
-            first_token: view.config.timeouts.first_token.into(),
-            idle: view.config.timeouts.idle.into(),
+            first_token: timeouts.first_token.into(),
+            idle: timeouts.idle.into(),
         };
-        drop(view);
-        let reply = self.dispatch(&mut job, wanted).await;
-        drop(held);
-        reply.map_err(|refusal| Refused { refusal, shape })
+        Ok(Understood { job, wanted, held })
     }
 
     /// Admits, decides and forwards; a second time, elsewhere, when the first endpoint failed before its first byte.
@@ -224,6 +254,7 @@ impl Gateway {
                 ShedReason::QueueFull => Refusal::QueueFull { retry_after },
                 ShedReason::NoCapacity if self.last_call.is_cancelled() => Refusal::Draining,
                 ShedReason::NoCapacity => Refusal::NoCapacity { retry_after },
+                ShedReason::Suspended => Refusal::Suspended,
                 ShedReason::ColdStartTimeout => Refusal::ColdStartTimeout { retry_after },
             })
     }

@@ -141,6 +141,9 @@ pub enum Refusal {
         /// When trying again may help.
         retry_after: Option<Duration>,
     },
+    /// The pool is suspended: nothing is started until its owner says so.
+    #[error("the pool of this model is suspended; its owner can resume it")]
+    Suspended,
     /// An engine was being started and did not become ready in time.
     #[error("no engine for this model became ready in time")]
     ColdStartTimeout {
@@ -205,7 +208,7 @@ impl Refusal {
             Self::BufferFull => (StatusCode::TOO_MANY_REQUESTS, "buffer_full"),
             Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
             Self::Saturated => (StatusCode::SERVICE_UNAVAILABLE, "saturated"),
-            Self::NoCapacity { .. } => (StatusCode::SERVICE_UNAVAILABLE, "no_capacity"),
+            Self::NoCapacity { .. } | Self::Suspended => (StatusCode::SERVICE_UNAVAILABLE, "no_capacity"),
             Self::ColdStartTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, "cold_start_timeout"),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
             Self::EngineDown => (StatusCode::SERVICE_UNAVAILABLE, ENGINE_DOWN),
@@ -233,6 +236,7 @@ impl Refusal {
             | Self::QueueFull { .. }
             | Self::Saturated
             | Self::NoCapacity { .. }
+            | Self::Suspended
             | Self::ColdStartTimeout { .. }
             | Self::Draining => Source::Router,
             Self::EngineDown
@@ -362,6 +366,8 @@ pub fn json_reply(status: StatusCode, body: Bytes) -> Reply {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn check(refusal: &Refusal, status: u16, reason: &str, body: &str) {
@@ -369,6 +375,72 @@ mod tests {
         assert_eq!(reply.status().as_u16(), status, "{refusal:?}");
         assert_eq!(reply.headers()[headers::REASON], reason);
         assert_eq!(refusal.body(ErrorShape::OpenAi), body);
+    }
+
+    /// One refusal of each kind, in order: the compiler says when one is missing.
+    fn after(refusal: &Refusal) -> Option<Refusal> {
+        let retry_after = None;
+        Some(match refusal {
+            Refusal::Invalid { .. } => Refusal::UnknownPath,
+            Refusal::UnknownPath => Refusal::MethodNotAllowed { allow: Method::POST },
+            Refusal::MethodNotAllowed { .. } => Refusal::UnknownModel { model: "m".into() },
+            Refusal::UnknownModel { .. } => Refusal::UnknownPool { pool: "p".into() },
+            Refusal::UnknownPool { .. } => Refusal::BodyTimeout,
+            Refusal::BodyTimeout => Refusal::BodyTooLarge { limit: 1 },
+            Refusal::BodyTooLarge { .. } => Refusal::BufferFull,
+            Refusal::BufferFull => Refusal::QueueFull { retry_after },
+            Refusal::QueueFull { .. } => Refusal::Saturated,
+            Refusal::Saturated => Refusal::NoCapacity { retry_after },
+            Refusal::NoCapacity { .. } => Refusal::Suspended,
+            Refusal::Suspended => Refusal::ColdStartTimeout { retry_after },
+            Refusal::ColdStartTimeout { .. } => Refusal::Draining,
+            Refusal::Draining => Refusal::EngineDown,
+            Refusal::EngineDown => Refusal::EngineFailed,
+            Refusal::EngineFailed => Refusal::FirstTokenTimeout,
+            Refusal::FirstTokenTimeout => Refusal::IdleTimeout,
+            Refusal::IdleTimeout => Refusal::Cut,
+            Refusal::Cut => Refusal::ClientGone,
+            Refusal::ClientGone => return None,
+        })
+    }
+
+    /// docs/errors.md is what programs are written against.
+    #[test]
+    fn the_page_of_errors_names_every_reason_and_no_other() {
+        let page = include_str!("../../../docs/errors.md");
+        let all = std::iter::successors(Some(Refusal::malformed("x")), after);
+        let told: BTreeSet<(u16, &str)> = all
+            .map(|refusal| {
+                let (status, reason) = refusal.status_and_reason();
+                (status.as_u16(), reason)
+            })
+            .collect();
+        let mut written = BTreeSet::new();
+        for row in page.lines().filter(|line| line.starts_with("| ")) {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            let Ok(status) = cells[1].parse::<u16>() else {
+                continue;
+            };
+            let words = cells[2].split('`').filter(|word| word.len() > 2);
+            written.extend(words.map(|word| (status, word)));
+        }
+        // Refused before any route is known, or seen in metrics and logs only.
+        let elsewhere = BTreeSet::from([
+            (408, "invalid"),
+            (431, "invalid"),
+            (499, "client_gone"),
+            (502, "engine_cut"),
+            (503, ENGINE_DOWN),
+            (504, "idle_timeout"),
+        ]);
+        let differ: Vec<_> = told
+            .symmetric_difference(&written)
+            .filter(|it| !elsewhere.contains(*it))
+            .collect();
+        assert!(differ.is_empty(), "{differ:?}");
+        for (_, reason) in elsewhere {
+            assert!(page.contains(&format!("`{reason}`")), "{reason}");
+        }
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl Pool {
     fn shed(&mut self, now: Time, effects: &mut Vec<Effect>) {
         while let Some((request, reason)) = self.doomed(now) {
             let retry_after = match reason {
-                ShedReason::NoCapacity => None,
+                ShedReason::NoCapacity | ShedReason::Suspended => None,
                 ShedReason::QueueFull | ShedReason::ColdStartTimeout => {
                     self.pace.retry_after(self.queue.len(), now)
                 }
@@ -128,7 +128,10 @@ impl Pool {
             ..
         } = self.settings;
         for (lane, oldest) in self.queue.oldest() {
-            if suspended || lane.hopeless(&self.endpoints, wakes, now) {
+            if suspended {
+                return Some((oldest.request.id, ShedReason::Suspended));
+            }
+            if lane.hopeless(&self.endpoints, wakes, now) {
                 return Some((oldest.request.id, ShedReason::NoCapacity));
             }
             if self.hold_ends(lane, oldest).is_some_and(|end| end <= now) {

@@ -422,9 +422,9 @@ fn a_suspended_pool_sheds_arrivals_and_waiting() {
             suspended: true,
             ..settings()
         })),
-        &["shed 2 NoCapacity"],
+        &["shed 2 Suspended"],
     );
-    check(&bench.arrive(request(3)), &["shed 3 NoCapacity"]);
+    check(&bench.arrive(request(3)), &["shed 3 Suspended"]);
     assert_eq!(bench.snapshot().in_flight, 1);
 }
 

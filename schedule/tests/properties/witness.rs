@@ -364,11 +364,10 @@ impl Witness {
             ShedReason::QueueFull => assert!(
                 waiting > self.settings.max_waiting as usize || bytes > self.settings.max_waiting_bytes
             ),
-            ShedReason::NoCapacity => assert!(
-                self.settings.suspended
-                    || request.not_on.is_some()
-                    || (!self.settings.wakes && !self.any_present())
-            ),
+            ShedReason::Suspended => assert!(self.settings.suspended),
+            ShedReason::NoCapacity => {
+                assert!(request.not_on.is_some() || (!self.settings.wakes && !self.any_present()));
+            }
             ShedReason::ColdStartTimeout => {
                 assert!(self.now.since(arrived) >= self.settings.hold_timeout);
             }

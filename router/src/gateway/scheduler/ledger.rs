@@ -89,7 +89,7 @@ impl Ledger {
         self.totals.shed += 1;
         let reason = match reason {
             ShedReason::QueueFull => "queue_full",
-            ShedReason::NoCapacity => "no_capacity",
+            ShedReason::NoCapacity | ShedReason::Suspended => "no_capacity",
             ShedReason::ColdStartTimeout => "cold_start_timeout",
         };
         self.metrics.request(Outcome::Shed, reason);
