@@ -63,81 +63,48 @@ type Text = &'static str;
 type Made<T> = prometheus::Result<T>;
 
 impl Builder {
-    fn add<C: Collector + Clone + 'static>(&mut self, made: C, family: Family) -> Made<C> {
+    /// Registers `made` and remembers it as `[name, kind, help]` with its labels.
+    fn add<C: Collector + Clone + 'static>(
+        &mut self,
+        made: C,
+        [name, kind, help]: [Text; 3],
+        labels: &'static [Text],
+    ) -> Made<C> {
         self.registry.register(Box::new(made.clone()))?;
-        self.families.push(family);
+        self.families.push(Family {
+            name,
+            kind,
+            labels,
+            help,
+        });
         Ok(made)
     }
 
     fn counters(&mut self, name: Text, labels: &'static [Text], help: Text) -> Made<IntCounterVec> {
         let made = IntCounterVec::new(Opts::new(name, help), labels)?;
-        let kind = "counter";
-        self.add(
-            made,
-            Family {
-                name,
-                kind,
-                labels,
-                help,
-            },
-        )
+        self.add(made, [name, "counter", help], labels)
     }
 
     fn gauges(&mut self, name: Text, labels: &'static [Text], help: Text) -> Made<IntGaugeVec> {
         let made = IntGaugeVec::new(Opts::new(name, help), labels)?;
-        let kind = "gauge";
-        self.add(
-            made,
-            Family {
-                name,
-                kind,
-                labels,
-                help,
-            },
-        )
+        self.add(made, [name, "gauge", help], labels)
     }
 
     fn counter(&mut self, name: Text, help: Text) -> Made<IntCounter> {
-        let (kind, labels) = ("counter", &[]);
-        self.add(
-            IntCounter::new(name, help)?,
-            Family {
-                name,
-                kind,
-                labels,
-                help,
-            },
-        )
+        self.add(IntCounter::new(name, help)?, [name, "counter", help], &[])
     }
 
     fn gauge(&mut self, name: Text, help: Text) -> Made<IntGauge> {
-        let (kind, labels) = ("gauge", &[]);
-        self.add(
-            IntGauge::new(name, help)?,
-            Family {
-                name,
-                kind,
-                labels,
-                help,
-            },
-        )
+        self.add(IntGauge::new(name, help)?, [name, "gauge", help], &[])
     }
 
     /// Seconds of calls to the API server.
     fn calls(&mut self, name: Text, labels: &'static [Text], help: Text) -> Made<HistogramVec> {
-        let made = HistogramVec::new(
-            HistogramOpts::new(name, help).buckets(API_BUCKETS.to_vec()),
-            labels,
-        )?;
-        let kind = "histogram";
+        let options = HistogramOpts::new(name, help).buckets(API_BUCKETS.to_vec());
         self.add(
-            made,
-            Family {
-                name,
-                kind,
-                labels,
-                help,
-            },
+            HistogramVec::new(options, labels)?,
+            [name, "histogram", help],
+            labels,
         )
     }
 }

@@ -108,7 +108,7 @@ fn sources_become_arguments_and_volumes() {
     );
     assert_eq!(
         first_arg("image"),
-        (Source::Image("coder-8b".to_owned()), "coder-8b".to_owned(), false)
+        (Source::Image("qwen3-8b".to_owned()), "qwen3-8b".to_owned(), false)
     );
 }
 

@@ -169,7 +169,11 @@ fn reference_missing(state: State, observed: &Observed, missing: &Missing) -> Sa
 
 fn progressing(observed: &Observed, outlook: Option<&Outlook>) -> Said {
     let Some(outlook) = outlook else {
-        return (State::Unknown, Reason::Starting, String::new());
+        return (
+            State::Unknown,
+            Reason::Starting,
+            "the operator has not looked at the pool yet".to_owned(),
+        );
     };
     let (desired, serving) = (outlook.desired, outlook.decision.serving);
     let running = u32::try_from(outlook.pods.len()).unwrap_or(u32::MAX);
@@ -198,7 +202,11 @@ fn progressing(observed: &Observed, outlook: Option<&Outlook>) -> Said {
             "engine pods are being replaced".to_owned(),
         )
     } else {
-        (State::False, Reason::Stable, String::new())
+        let text = match desired {
+            0 => "no engine pod runs, and none should".to_owned(),
+            count => format!("{count} of {count} engine pods answer"),
+        };
+        (State::False, Reason::Stable, text)
     }
 }
 
@@ -217,7 +225,11 @@ fn capacity(observed: &Observed, outlook: Option<&Outlook>) -> Said {
     });
     match unschedulable {
         Some(text) => (State::False, Reason::Unschedulable, text),
-        None => (State::True, Reason::Scheduled, String::new()),
+        None => (
+            State::True,
+            Reason::Scheduled,
+            "no engine pod waits for a node".to_owned(),
+        ),
     }
 }
 
@@ -227,13 +239,21 @@ fn scaling_owned(outlook: Option<&Outlook>) -> Said {
             let text = format!("{who} changed the replicas of the engine Deployment; they were written back");
             (State::False, Reason::ReplicasChanged, text)
         }
-        None => (State::True, Reason::OperatorOnly, String::new()),
+        None => (
+            State::True,
+            Reason::OperatorOnly,
+            "nobody else writes the replicas of the engine Deployment".to_owned(),
+        ),
     }
 }
 
 fn metrics(outlook: Option<&Outlook>) -> Said {
     let Some(outlook) = outlook else {
-        return (State::Unknown, Reason::SourceSilent, String::new());
+        return (
+            State::Unknown,
+            Reason::SourceSilent,
+            "the operator has not looked at the pool yet".to_owned(),
+        );
     };
     if outlook.demand.replicas == 0 {
         return (
@@ -251,7 +271,11 @@ fn metrics(outlook: Option<&Outlook>) -> Said {
             format!("the engine of pod {pod} works on {requests} requests that the router did not send");
         return (State::False, Reason::TrafficBypassesRouter, text);
     }
-    (State::True, Reason::AllReporting, String::new())
+    (
+        State::True,
+        Reason::AllReporting,
+        "every gateway and sidecar reports".to_owned(),
+    )
 }
 
 fn programmed(observed: &Observed) -> Said {
