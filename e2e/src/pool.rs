@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{
-    Api,
+    Api, ResourceExt,
     api::{ListParams, Patch, PatchParams},
 };
 use serde_json::Value;
@@ -229,6 +229,22 @@ impl Pool {
         let of_pool = format!("{}={}", names::label::POOL, self.name);
         let pods: Api<Pod> = self.space.api();
         Ok(pods.list(&ListParams::default().labels(&of_pool)).await?.items)
+    }
+
+    /// Returns once the engine pod of this name is being deleted, or gone.
+    ///
+    /// # Errors
+    /// Not within `limit`.
+    pub async fn leaving(&self, pod: &str, limit: Duration) -> Result<()> {
+        await_condition(&format!("pod {pod} to be deleted"), limit, async || {
+            let stays = self.pods().await?.iter().any(|other| other.name_any() == pod);
+            Ok(if stays {
+                Seen::NotYet("it stays".to_owned())
+            } else {
+                Seen::Done(())
+            })
+        })
+        .await
     }
 
     /// A way to the gateway, when it knows the model and the pool has its first status.

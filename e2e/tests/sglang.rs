@@ -97,15 +97,7 @@ async fn drain(pool: &Pool, caller: &Caller) -> Result<()> {
     stream.more().await?;
     let endpoint = stream.header(weir_wire::headers::ENDPOINT).to_owned();
     pool.change(&json!({"suspend": true})).await?;
-    await_condition(&format!("pod {endpoint} to be deleted"), PATIENCE, async || {
-        let stays = pool.pods().await?.iter().any(|pod| name_of(pod) == endpoint);
-        Ok(if stays {
-            Seen::NotYet("it stays".to_owned())
-        } else {
-            Seen::Done(())
-        })
-    })
-    .await?;
+    pool.leaving(&endpoint, PATIENCE).await?;
     let answer = stream
         .finish()
         .await

@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use weir_e2e::{
-    Seen, TestNamespace, await_condition,
+    TestNamespace,
     client::{Answer, Caller, Chat, Opened},
     install,
-    pool::{PATIENCE, Pool, Simulated, name_of},
+    pool::{PATIENCE, Pool, Simulated},
     with_temp_namespace,
 };
 use weir_wire::headers;
@@ -67,19 +67,6 @@ fn check(answer: Answer) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the pod of `stream` is on its way out.
-async fn leaving(pool: &Pool, endpoint: &str) -> Result<()> {
-    await_condition(&format!("pod {endpoint} to be deleted"), PATIENCE, async || {
-        let stays = pool.pods().await?.iter().any(|pod| name_of(pod) == endpoint);
-        Ok(if stays {
-            Seen::NotYet("it stays".to_owned())
-        } else {
-            Seen::Done(())
-        })
-    })
-    .await
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_outlive_a_smaller_pool() -> Result<()> {
     install().await?;
@@ -111,7 +98,7 @@ async fn streams_outlive_a_rollout() -> Result<()> {
         let old = stream.header(headers::ENDPOINT).to_owned();
         pool.change(&json!({"podMetadata": {"annotations": {"example.com/round": "2"}}}))
             .await?;
-        leaving(&pool, &old).await?;
+        pool.leaving(&old, PATIENCE).await?;
         // Meanwhile others are served, by the new pod.
         let other = caller
             .chat(&Chat::new(&pool.model, "And me?").workflow("other"))
@@ -134,7 +121,7 @@ async fn streams_outlive_a_suspended_pool() -> Result<()> {
         let old = stream.header(headers::ENDPOINT).to_owned();
         pool.change(&json!({"suspend": true, "scaling": {"minReplicas": 0}}))
             .await?;
-        leaving(&pool, &old).await?;
+        pool.leaving(&old, PATIENCE).await?;
         check(stream.finish().await)?;
         let refused = caller.chat(&Chat::new(&pool.model, "Anyone?")).await?;
         ensure!(refused.status == 503, "{}", refused.status);

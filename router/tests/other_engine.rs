@@ -45,6 +45,17 @@ fn options() -> Options {
     }
 }
 
+/// Looks every few milliseconds, for a minute, whether something that only shows when asked has come true.
+async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let reached = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let reached = tokio::time::timeout(Duration::from_secs(60), reached).await;
+    reached.unwrap_or_else(|_| panic!("not within a minute: {what}"));
+}
+
 impl World {
     async fn new(options: Options) -> Self {
         let free = TcpListener::bind("127.0.0.1:0")
@@ -109,13 +120,19 @@ impl World {
 
     /// Returns once a probe answers this status.
     async fn probe(&self, target: &str, status: u16) {
-        let reached = async {
-            while self.ask(target).await.0 != status {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let reached = tokio::time::timeout(Duration::from_secs(60), reached).await;
-        reached.unwrap_or_else(|_| panic!("{target} is not {status}"));
+        eventually(target, async || self.ask(target).await.0 == status).await;
+    }
+
+    /// A stream that the engine has taken and does not answer until its fault is cleared.
+    async fn hang(&self) -> stage::Client {
+        self.sim.fault(Fault::Hang {});
+        let json = "content-type: application/json\r\n";
+        let stream = self
+            .stage
+            .begin("/v1/chat/completions", json, stage::STREAM)
+            .await;
+        self.sim.wait_for_requests(|count| *count == 1).await;
+        stream
     }
 
     async fn chat(&self, fields: Value) -> stage::Answer {
@@ -139,9 +156,10 @@ async fn an_engine_is_ready_when_it_is_warm() {
     })
     .await;
     assert_eq!(world.ask("/readyz").await.0, 503, "nothing listens");
-    while tokio::net::TcpStream::connect(world.sim.address).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("the engine's socket", async || {
+        tokio::net::TcpStream::connect(world.sim.address).await.is_ok()
+    })
+    .await;
     assert_eq!(world.ask("/readyz").await.0, 503, "it listens and warms up");
     world.probe("/readyz", 200).await;
     assert_eq!(world.ask("/engine/livez").await.0, 200);
@@ -173,12 +191,10 @@ async fn turns_report_their_cached_tokens_and_the_engine_its_figures() {
     world.stage.state(|state| state.totals.cached_tokens > 0).await;
     let blocks = options().settings().unwrap().blocks;
     let capacity = format!("weir_engine_kv_capacity_tokens {}\n", blocks - 1);
-    let told = async {
-        while !world.ask("/metrics").await.1.contains(&capacity) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), told).await.unwrap();
+    eventually(&capacity, async || {
+        world.ask("/metrics").await.1.contains(&capacity)
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -210,16 +226,7 @@ async fn a_stream_given_back_by_the_scheduler_is_an_answer_with_its_status() {
         ..options()
     })
     .await;
-    world.sim.fault(Fault::Hang {});
-    let running = world
-        .stage
-        .begin(
-            "/v1/chat/completions",
-            "content-type: application/json\r\n",
-            stage::STREAM,
-        )
-        .await;
-    world.sim.wait_for_requests(|count| *count == 1).await;
+    let running = world.hang().await;
     let refused = world.chat(json!({"stream": true})).await;
     assert_eq!(refused.status, 503, "{}", refused.body);
     assert_eq!(refused.header("content-type"), Some("application/json"));
@@ -236,16 +243,7 @@ async fn a_draining_engine_leaves_rotation_and_finishes_its_streams() {
         ..options()
     })
     .await;
-    world.sim.fault(Fault::Hang {});
-    let stream = world
-        .stage
-        .begin(
-            "/v1/chat/completions",
-            "content-type: application/json\r\n",
-            stage::STREAM,
-        )
-        .await;
-    world.sim.wait_for_requests(|count| *count == 1).await;
+    let stream = world.hang().await;
     world.sim.terminate();
     world.probe("/readyz", 503).await;
     world.sim.fault(Fault::Clear {});

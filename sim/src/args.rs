@@ -4,7 +4,7 @@ mod sglang;
 
 use std::{net::IpAddr, time::Duration};
 
-use clap::{ArgAction, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::{
     engine::{Policy, profile::Profile},
@@ -83,6 +83,19 @@ struct Serve {
     sse_keep_alive_interval: u64,
     #[arg(long, default_value_t = 1)]
     stream_interval: u32,
+    #[command(flatten)]
+    simulation: Simulation,
+    /// As the environment variable: `1` opens the development endpoints.
+    #[arg(long, env = "VLLM_SERVER_DEV_MODE", default_value = "0", hide = true)]
+    dev_mode: String,
+    /// As the environment variable: seconds until an idle connection is closed.
+    #[arg(long, env = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE", default_value_t = 5, hide = true)]
+    http_timeout_keep_alive: u64,
+}
+
+/// Flags of the simulation itself, the same for every flavour.
+#[derive(Debug, Args)]
+struct Simulation {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Deployment to behave like: 8b-h100, 8b-h200, 8b-a100, 8b-l4, 70b-4xh100, 70b-4xa100, tiny-cpu.
@@ -91,15 +104,22 @@ struct Serve {
     /// Factor on the engine's durations; 0.1 = ten times faster. Start-up is not scaled.
     #[arg(long, default_value_t = 1.0)]
     time_scale: f64,
-    /// Time during which connections are refused, e.g. `2s`, `500ms`, `1m30s`.
+    /// Time during which connections are refused, e.g. `2s`, `500ms`, `1m30s`; SGLang answers in its last tenth, but
+    /// 503 to `/ready`.
     #[arg(long, default_value = "0s", value_parser = duration)]
     startup: Duration,
-    /// As the environment variable: `1` opens the development endpoints.
-    #[arg(long, env = "VLLM_SERVER_DEV_MODE", default_value = "0", hide = true)]
-    dev_mode: String,
-    /// As the environment variable: seconds until an idle connection is closed.
-    #[arg(long, env = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE", default_value_t = 5, hide = true)]
-    http_timeout_keep_alive: u64,
+}
+
+impl Simulation {
+    fn options(self) -> Options {
+        Options {
+            seed: self.seed,
+            profile: self.profile,
+            time_scale: self.time_scale,
+            startup: self.startup,
+            ..Options::default()
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,10 +256,6 @@ fn options(serve: Serve) -> Result<Options, clap::Error> {
         served_names: serve.served_model_name,
         host,
         port: serve.port,
-        profile: serve.profile,
-        time_scale: serve.time_scale,
-        startup: serve.startup,
-        seed: serve.seed,
         max_model_len: match serve.max_model_len {
             Some(ContextLength::Tokens(tokens)) => Some(tokens),
             Some(ContextLength::Auto) | None => None,
@@ -266,6 +282,7 @@ fn options(serve: Serve) -> Result<Options, clap::Error> {
         keep_alive: seconds(serve.http_timeout_keep_alive),
         sse_keep_alive: (serve.sse_keep_alive_interval > 0).then(|| seconds(serve.sse_keep_alive_interval)),
         stream_interval: serve.stream_interval,
+        ..serve.simulation.options()
     })
 }
 

@@ -1,12 +1,10 @@
 //! SGLang's command line: `python3 -m sglang.launch_server FLAGS`, or `engine_sim serve --flavour sglang FLAGS`.
 
-use std::time::Duration;
-
 use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
 
-use super::{drop_unknown, duration, host, seconds};
+use super::{Simulation, drop_unknown, host, seconds};
 use crate::{
-    engine::{Policy, profile::Profile},
+    engine::Policy,
     flavour::{Flavour, Sglang},
     options::Options,
 };
@@ -62,16 +60,8 @@ struct Launch {
     api_key: Option<String>,
     #[arg(long, default_value_t = 1)]
     stream_interval: u32,
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// As for vLLM's simulator.
-    #[arg(long, default_value = "8b-h100")]
-    profile: Profile,
-    #[arg(long, default_value_t = 1.0)]
-    time_scale: f64,
-    /// Nine tenths of it refuse connections; in the last the server warms up and answers 503 to `/ready`.
-    #[arg(long, default_value = "0s", value_parser = duration)]
-    startup: Duration,
+    #[command(flatten)]
+    simulation: Simulation,
     #[arg(long, env = "SGLANG_TIMEOUT_KEEP_ALIVE", default_value_t = 5, hide = true)]
     timeout_keep_alive: u64,
 }
@@ -119,7 +109,7 @@ fn options(launch: Launch) -> Result<Options, clap::Error> {
     // SGLang bounds the waiting; the engine's own bound counts the running too.
     let running = launch
         .max_running_requests
-        .unwrap_or(launch.profile.max_sequences);
+        .unwrap_or(launch.simulation.profile.max_sequences);
     Ok(Options {
         flavour: Flavour::Sglang(Sglang {
             metrics: launch.enable_metrics,
@@ -131,10 +121,6 @@ fn options(launch: Launch) -> Result<Options, clap::Error> {
         port: launch.port,
         served_names: launch.served_model_name.into_iter().collect(),
         model: launch.model_path,
-        profile: launch.profile,
-        time_scale: launch.time_scale,
-        startup: launch.startup,
-        seed: launch.seed,
         max_model_len: launch.context_length,
         max_num_seqs: launch.max_running_requests,
         max_num_batched_tokens: launch.chunked_prefill_size,
@@ -154,12 +140,14 @@ fn options(launch: Launch) -> Result<Options, clap::Error> {
         force_include_usage: launch.stream_response_default_include_usage,
         keep_alive: seconds(launch.timeout_keep_alive),
         stream_interval: launch.stream_interval,
-        ..Options::default()
+        ..launch.simulation.options()
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn parse_line(line: &str) -> Result<(Options, Vec<String>), clap::Error> {

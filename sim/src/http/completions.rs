@@ -11,7 +11,7 @@ use super::{
     error::ApiError,
     generate::{Api, Meta, Said, Tally, finish_reason},
     prompt::text_tokens,
-    speech::{Part, Piece},
+    speech::Piece,
     stream::Format,
 };
 use crate::engine::tokens::Token;
@@ -117,14 +117,7 @@ impl Format for CompletionStream {
     fn admitted(&mut self, _out: &mut Vec<u8>) {}
 
     fn piece(&mut self, piece: &Piece, tally: &Tally, out: &mut Vec<u8>) {
-        let text: String = piece
-            .parts
-            .iter()
-            .map(|part| match part {
-                Part::Text(text) | Part::Arguments(text) => text.as_str(),
-                Part::Call { name, .. } => name.as_str(),
-            })
-            .collect();
+        let text = piece.plain();
         let first = !self.begun.contains(&piece.choice);
         let prompt = if first {
             self.meta.prompt_tokens_of(piece.choice)

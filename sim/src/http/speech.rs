@@ -24,6 +24,17 @@ pub(crate) struct Piece {
     pub(crate) withheld: bool,
 }
 
+impl Piece {
+    /// All of it as plain text: legacy completions know no tool calls.
+    pub(crate) fn plain(&self) -> String {
+        let texts = self.parts.iter().map(|part| match part {
+            Part::Text(text) | Part::Arguments(text) => text.as_str(),
+            Part::Call { name, .. } => name.as_str(),
+        });
+        texts.collect()
+    }
+}
+
 /// Why a choice ended, in the client's terms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {

@@ -87,7 +87,10 @@ async fn show(stage: &Stage, when: &'static str, shown: &mut Vec<Kubectl>) -> Re
 async fn apply(stage: &Stage) -> Result<()> {
     let mut out = io::stdout();
     for (file, yaml) in [("pool.yaml", POOL_YAML), ("policy.yaml", POLICY_YAML)] {
-        writeln!(out, "\n    $ kubectl apply -n {NAMESPACE} -f {file}")?;
+        writeln!(
+            out,
+            "\n    $ kubectl apply --server-side -n {NAMESPACE} -f {file}"
+        )?;
         for line in yaml.lines() {
             writeln!(out, "    {line}")?;
         }

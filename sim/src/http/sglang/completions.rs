@@ -9,7 +9,7 @@ use crate::http::{
     chat::push,
     error::{ApiError, Shape},
     generate::{Api, Meta, Said, Tally, finish_reason},
-    speech::{Part, Piece},
+    speech::Piece,
     stream::Format,
 };
 
@@ -78,14 +78,7 @@ impl Format for CompletionStream {
     fn admitted(&mut self, _out: &mut Vec<u8>) {}
 
     fn piece(&mut self, piece: &Piece, tally: &Tally, out: &mut Vec<u8>) {
-        let text: String = piece
-            .parts
-            .iter()
-            .map(|part| match part {
-                Part::Text(text) | Part::Arguments(text) => text.as_str(),
-                Part::Call { name, .. } => name.as_str(),
-            })
-            .collect();
+        let text = piece.plain();
         let usage = running(&self.meta, tally, piece.choice).unwrap_or(Value::Null);
         self.chunk(&[choice(piece.choice, &text, finish_reason(piece))], &usage, out);
     }
