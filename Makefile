@@ -182,7 +182,7 @@ $(WEIR_CACHE)/tools/go-%:
 
 # Stamps carry the version, so that a new pin is installed over the old.
 $(WEIR_CACHE)/tools/cargo-%:
-	@name=$$(sed -E 's/-[0-9.]+$$//' <<<"cargo-$*"); version=$${*##*-}; \
+	@stem=cargo-$*; name=$${stem%-*}; version=$${stem##*-}; \
 	 if ! $(WEIR_CACHE)/tools/bin/$$name --version 2>/dev/null | grep -qF "$$version"; then \
 	   $(call loud,installing $$name $$version (once)) env -u CARGO_TARGET_DIR cargo install --locked --quiet --root $(WEIR_CACHE)/tools "$$name@$$version"; fi; \
 	 mkdir -p $(WEIR_CACHE)/tools; touch "$@"
