@@ -9,6 +9,7 @@ pub mod config;
 pub mod control;
 mod duration;
 pub mod headers;
+pub mod lines;
 pub mod ports;
 pub mod sidecar;
 mod workflow_key;

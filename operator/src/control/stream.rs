@@ -2,10 +2,12 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use bytes::{Buf, BytesMut};
 use http::Method;
 use http_body_util::BodyExt;
-use weir_wire::control::{EVENTS, Event, HEARTBEAT_MS};
+use weir_wire::{
+    control::{EVENTS, Event, HEARTBEAT_MS},
+    lines::{Lines, LinesError},
+};
 
 use super::exchange::{self, HttpError, MAX_ANSWER};
 
@@ -27,12 +29,9 @@ pub enum StreamError {
     /// Nothing came for three heartbeats.
     #[error("no heartbeat for {SILENCE:?}")]
     Silent,
-    /// A line is longer than [`MAX_ANSWER`].
-    #[error("a line is longer than {MAX_ANSWER} bytes")]
-    TooLong,
-    /// A line is not an event.
-    #[error("not an event: {0}")]
-    Form(#[source] serde_json::Error),
+    /// What came is no line of events.
+    #[error(transparent)]
+    Lines(#[from] LinesError),
 }
 
 impl StreamError {
@@ -40,40 +39,6 @@ impl StreamError {
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Http(HttpError::Status(status)) if matches!(status.as_u16(), 401 | 403))
-    }
-}
-
-/// Cuts a byte stream into lines.
-#[derive(Debug, Default)]
-pub struct Lines {
-    buffer: BytesMut,
-    searched: usize,
-}
-
-impl Lines {
-    /// Adds bytes and takes all complete lines as events. Empty lines are skipped.
-    ///
-    /// # Errors
-    /// [`StreamError::TooLong`] or [`StreamError::Form`]; the stream cannot be trusted after either.
-    pub fn push(&mut self, bytes: &[u8], mut event: impl FnMut(Event)) -> Result<(), StreamError> {
-        self.buffer.extend_from_slice(bytes);
-        while let Some(end) = self.buffer[self.searched..]
-            .iter()
-            .position(|byte| *byte == b'\n')
-        {
-            let line = self.buffer.split_to(self.searched + end);
-            self.buffer.advance(1);
-            self.searched = 0;
-            if !line.iter().all(u8::is_ascii_whitespace) {
-                event(serde_json::from_slice(&line).map_err(StreamError::Form)?);
-            }
-        }
-        self.searched = self.buffer.len();
-        if self.searched > MAX_ANSWER {
-            Err(StreamError::TooLong)
-        } else {
-            Ok(())
-        }
     }
 }
 
@@ -91,7 +56,7 @@ pub async fn read(address: SocketAddr, token: &str, mut hear: impl FnMut(Event))
         Ok(Err(error)) => return error.into(),
         Err(_) => return StreamError::Silent,
     };
-    let mut lines = Lines::default();
+    let mut lines = Lines::new(MAX_ANSWER);
     loop {
         match tokio::time::timeout(SILENCE, answer.response.frame()).await {
             Err(_) => return StreamError::Silent,
@@ -101,44 +66,9 @@ pub async fn read(address: SocketAddr, token: &str, mut hear: impl FnMut(Event))
                 if let Some(bytes) = frame.data_ref()
                     && let Err(error) = lines.push(bytes, &mut hear)
                 {
-                    return error;
+                    return error.into();
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn events(chunks: &[&[u8]]) -> Result<Vec<Event>, StreamError> {
-        let mut lines = Lines::default();
-        let mut events = Vec::new();
-        for chunk in chunks {
-            lines.push(chunk, |event| events.push(event))?;
-        }
-        Ok(events)
-    }
-
-    #[test]
-    fn lines_are_found_however_they_are_cut() {
-        let text =
-            b"{\"type\":\"heartbeat\"}\n\n{\"type\":\"poolRemoved\",\"pool\":\"a\"}\n{\"type\":\"heart";
-        let expected = vec![Event::Heartbeat, Event::PoolRemoved { pool: "a".to_owned() }];
-        for size in 1..text.len() {
-            let chunks: Vec<&[u8]> = text.chunks(size).collect();
-            assert_eq!(events(&chunks).unwrap(), expected, "chunks of {size}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_event_ends_the_stream() {
-        assert!(matches!(
-            events(&[b"{\"type\":\"other\"}\n"]),
-            Err(StreamError::Form(_))
-        ));
-        let long = vec![b'x'; MAX_ANSWER + 1];
-        assert!(matches!(events(&[&long]), Err(StreamError::TooLong)));
     }
 }

@@ -8,7 +8,7 @@ use tokio::{
     task::JoinSet,
 };
 use weir_operator::control::{exchange::HttpError, stream};
-use weir_wire::control::Event;
+use weir_wire::{control::Event, lines::LinesError};
 
 /// Answers one connection with these bytes, then closes it; gives what it was asked.
 async fn answer(bytes: &'static [u8]) -> (std::net::SocketAddr, JoinSet<String>) {
@@ -68,7 +68,7 @@ async fn a_refused_token_is_told_apart() {
 async fn nonsense_ends_the_stream() {
     let (heard, error, _) = read(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n<html>\n").await;
     assert!(
-        heard.is_empty() && matches!(error, stream::StreamError::Form(_)),
+        heard.is_empty() && matches!(error, stream::StreamError::Lines(LinesError::Form(_))),
         "{error}"
     );
 }

@@ -1,7 +1,7 @@
 //! Watches the engine next door: its health ten times a second until it is up and once a second then, its model
 //! once per process, its metrics once a second.
 
-mod figures;
+pub mod figures;
 mod health;
 
 use std::{
