@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::{
     Api, Client,
     api::{DynamicObject, ListParams, LogParams},
@@ -12,9 +12,12 @@ use kube::{
 /// Lines of each container's log.
 const LOG_LINES: i64 = 40;
 
-/// Pools, policies, pods with container states, events, and the end of every log. What cannot be read is said so.
+/// Nodes that are not ready, pools, policies, pods with container states, events, and the end of every log. What cannot be
+/// read is said so.
 pub async fn dump(client: &Client, namespace: &str) -> String {
     let mut text = format!("==== state of namespace {namespace}\n");
+    let result = nodes(client, &mut text).await;
+    note(&mut text, "nodes", result);
     for kind in ["LLMPool", "WorkflowPolicy"] {
         objects(client, namespace, kind, &mut text).await;
     }
@@ -38,6 +41,37 @@ async fn objects(client: &Client, namespace: &str, kind: &str, text: &mut String
         let yaml = serde_saphyr::to_string(&object).unwrap_or_default();
         text.push_str(&format!("-- {kind}\n{yaml}\n"));
     }
+}
+
+/// A kubelet that died shows here, and nowhere else.
+async fn nodes(client: &Client, text: &mut String) -> anyhow::Result<()> {
+    for node in Api::<Node>::all(client.clone())
+        .list(&ListParams::default())
+        .await?
+    {
+        let name = node.metadata.name.unwrap_or_default();
+        let conditions = node.status.unwrap_or_default().conditions.unwrap_or_default();
+        let ready = conditions
+            .into_iter()
+            .find(|condition| condition.type_ == "Ready");
+        match ready {
+            Some(ready) if ready.status == "True" => {
+                let heard = ready.last_heartbeat_time.map(|time| time.0.to_string());
+                writeln!(
+                    text,
+                    "-- node {name}: ready, said so at {}",
+                    heard.unwrap_or_default()
+                )?;
+            }
+            Some(ready) => writeln!(
+                text,
+                "-- node {name}: NOT READY: {}",
+                ready.message.unwrap_or_default()
+            )?,
+            None => writeln!(text, "-- node {name}: NOT READY: it says nothing")?,
+        }
+    }
+    Ok(())
 }
 
 async fn pods(client: &Client, namespace: &str, text: &mut String) -> anyhow::Result<()> {

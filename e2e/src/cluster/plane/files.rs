@@ -109,6 +109,8 @@ pub(super) fn nftables() -> String {
 }
 
 /// No cgroup hierarchy of its own, no iptables, no image collection; everything it writes is under the state directory.
+/// Without that hierarchy the resizing of pods in place panics when a pod is deleted without grace
+/// (kubernetes/kubernetes#137999), so it is off.
 pub(super) fn kubelet(state: &Path) -> String {
     let state = state.display();
     format!(
@@ -131,6 +133,7 @@ clusterDNS: ['{NODE_IP}']
 clusterDomain: cluster.local
 evictionHard: {{memory.available: 100Mi, nodefs.available: 1%, imagefs.available: 1%}}
 imageGCHighThresholdPercent: 100
+featureGates: {{InPlacePodVerticalScaling: false}}
 syncFrequency: 10s
 "
     )
