@@ -19,7 +19,7 @@ use std::{
 
 use offline::{complaints, schema_of};
 use serde_json::{Value, json};
-use weir_crds::{LLMPool, LLMPoolSpec, WorkflowPolicy, WorkflowPolicySpec};
+use weir_crds::{LLMPool, LLMPoolSpec, WorkflowPolicy, WorkflowPolicySpec, reserved};
 
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -86,6 +86,52 @@ fn rejected_cases_are_rejected_for_the_stated_reason_alone() {
             );
         }
     }
+}
+
+#[test]
+fn the_rules_of_flags_and_the_operator_agree() {
+    let owned = [
+        &reserved::MODEL_FLAGS[..],
+        &reserved::ADDRESS_FLAGS,
+        &reserved::LIFECYCLE_FLAGS,
+    ]
+    .concat();
+    let mut words: BTreeSet<String> = [
+        "-",
+        "--",
+        "--=a",
+        "---host",
+        "-host",
+        "--xhost",
+        "--hostx",
+        "--host --port",
+    ]
+    .map(str::to_owned)
+    .into();
+    for flag in owned {
+        words.insert(format!("--{}", flag.replace('-', "_")));
+        for length in [1, flag.len() / 2, flag.len()] {
+            for tail in ["", "=a", ".a", "\n", "x"] {
+                words.insert(format!("--{}{tail}", &flag[..length]));
+            }
+        }
+    }
+    // The engine alone: the other rules would take a minute.
+    let schema = &schema_of::<LLMPool>()["properties"]["spec"]["properties"]["engine"];
+    let mut rules = schema["x-kubernetes-validations"].clone();
+    let of_flags = |rule: &Value| rule["rule"].as_str().unwrap().contains("find(");
+    rules.as_array_mut().unwrap().retain(of_flags);
+    let schema = json!({"type": "object", "x-kubernetes-validations": rules,
+        "properties": {"args": {"type": "array", "items": {"type": "string"}}}});
+    let mut refused = 0;
+    for word in words {
+        let object = json!({"args": [word]});
+        let found = complaints(&schema, &object);
+        let agreed = found.is_empty() == reserved::owned_flag(&word).is_none();
+        assert!(agreed, "{word:?}: {found:?}");
+        refused += usize::from(!found.is_empty());
+    }
+    assert!(refused > 200, "only {refused} words are refused");
 }
 
 #[test]

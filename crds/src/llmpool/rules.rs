@@ -6,10 +6,15 @@ use crate::reserved;
 const QUALIFIED_NAME: &str =
     "^([a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?$";
 
-/// None of these flags, written with hyphens or underscores, with `=` or without.
+/// None of these flags in any of the forms that [`reserved`] lists. A word's flag is looked for in the text of all
+/// flags, where two hyphens stand only before one: a regular expression for every beginning would cost the API server
+/// more than it allows a rule.
 pub(super) fn args_without(flags: &[&str]) -> String {
-    let flags = flags.join("|").replace('-', "[-_]");
-    format!("!has(self.args) || self.args.all(arg, !arg.matches('^--({flags})(=.*)?$'))")
+    let flags = flags.join(" --");
+    format!(
+        "!has(self.args) || self.args.all(arg, !arg.matches('^--[^=. ]') || \
+        !'--{flags}'.contains(arg.find('^--[^=. ]+').replace('_', '-')))"
+    )
 }
 
 /// No variable that the operator sets.

@@ -178,6 +178,13 @@ fn specs_that_cannot_be_built_are_refused_by_field() {
         |spec| spec["idle"] = json!({"policy": "Fixed"}),
         Invalid::FixedWithoutAfter,
     );
+    check(
+        |spec| spec["engine"]["args"] = json!(["--max-model-len=8", "--api_k=secret"]),
+        Invalid::OwnedFlag {
+            arg: "--api_k".to_owned(),
+            flag: "api-key",
+        },
+    );
 }
 
 fn pool(name: &str, second: u32, models: &[&str], gateway: &str) -> LLMPool {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kube::ResourceExt;
-use weir_crds::{LLMPool, LLMPoolSpec, llmpool::ModelSource};
+use weir_crds::{LLMPool, LLMPoolSpec, llmpool::ModelSource, reserved};
 use weir_wire::config::MAX_POOLS;
 
 use crate::key::Key;
@@ -85,6 +85,17 @@ pub enum Invalid {
     /// No pod may be missing and none may be more: a rollout could never begin.
     #[error("spec.rollout: maxSurge and maxUnavailable must not both be 0")]
     Rollout,
+    /// A flag of the engine that only the operator may set.
+    #[error(
+        "spec.engine.args: `{arg}` sets --{flag}, which the operator sets or refuses; both engines also take the \
+         beginning of a flag for the flag"
+    )]
+    OwnedFlag {
+        /// The word.
+        arg: String,
+        /// The flag.
+        flag: &'static str,
+    },
     /// `Fixed` without a time.
     #[error("spec.idle.after: policy Fixed needs it")]
     FixedWithoutAfter,
@@ -106,6 +117,10 @@ pub fn validate(pool: &LLMPool, siblings: &[LLMPool]) -> Result<Valid, Invalid> 
         Some(ModelSource::Image) => Source::Image(spec.model.name.clone()),
         None => return Err(Invalid::Source(spec.model.source.clone())),
     };
+    if let Some((arg, flag)) = spec.engine.args.iter().find_map(owned) {
+        let arg = arg.split('=').next().unwrap_or_default().to_owned();
+        return Err(Invalid::OwnedFlag { arg, flag });
+    }
     if spec.rollout.max_surge == 0 && spec.rollout.max_unavailable == 0 {
         return Err(Invalid::Rollout);
     }
@@ -119,6 +134,10 @@ pub fn validate(pool: &LLMPool, siblings: &[LLMPool]) -> Result<Valid, Invalid> 
         spec: spec.clone(),
         refusal: refusal(pool, siblings),
     })
+}
+
+fn owned(arg: &String) -> Option<(&String, &'static str)> {
+    reserved::owned_flag(arg).map(|flag| (arg, flag))
 }
 
 /// Why `pool` is not served, given all pools of its namespace.
