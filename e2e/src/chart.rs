@@ -78,6 +78,12 @@ impl Helm {
         Ok(helm)
     }
 
+    /// The program.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// What `helm ARGS` prints.
     ///
     /// # Errors

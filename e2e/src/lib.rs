@@ -7,6 +7,7 @@ pub mod chart;
 pub mod client;
 pub mod cluster;
 mod condition;
+pub mod docs;
 pub mod installation;
 pub mod ledger;
 pub mod manifest;

@@ -107,8 +107,6 @@ pub(super) async fn load_pause(cache: &Cache, plane: &Plane, progress: &Progress
 /// Directory of the static binaries, all of them compiled and up to date.
 async fn compile(progress: &Progress) -> Result<PathBuf> {
     let target = format!("{}-unknown-linux-gnu", env::consts::ARCH);
-    let directory =
-        env::var_os("CARGO_TARGET_DIR").map_or_else(|| Path::new(WORKSPACE).join("target"), PathBuf::from);
     let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut build = command(
         &cargo,
@@ -151,7 +149,17 @@ async fn compile(progress: &Progress) -> Result<PathBuf> {
     progress
         .step_with("compiling static binaries", &detail, compile)
         .await?;
-    Ok(directory.join(target).join("image"))
+    Ok(binaries())
+}
+
+/// Directory of the static binaries that images are made of, once [`project`] has compiled them.
+#[must_use]
+pub fn binaries() -> PathBuf {
+    let directory =
+        env::var_os("CARGO_TARGET_DIR").map_or_else(|| Path::new(WORKSPACE).join("target"), PathBuf::from);
+    directory
+        .join(format!("{}-unknown-linux-gnu", env::consts::ARCH))
+        .join("image")
 }
 
 async fn from_files(
