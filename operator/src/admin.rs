@@ -1,8 +1,9 @@
 //! Probes and metrics: `GET /livez`, `/readyz`, `/metrics`. Served by the leader and by followers alike.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -38,24 +39,54 @@ pub enum Readiness {
 
 /// Shared between the process and its probes.
 #[derive(Debug, Clone)]
-pub struct Health(Arc<Mutex<Readiness>>);
+pub struct Health(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    readiness: Readiness,
+    /// What the API server refuses, by watch.
+    refused: BTreeMap<String, String>,
+}
 
 impl Default for Health {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(Readiness::Waiting("starting".to_owned()))))
+        Self(Arc::new(Mutex::new(State {
+            readiness: Readiness::Waiting("starting".to_owned()),
+            refused: BTreeMap::new(),
+        })))
     }
 }
 
 impl Health {
     /// Sets what `/readyz` tells.
     pub fn set(&self, readiness: Readiness) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = readiness;
+        self.state().readiness = readiness;
     }
 
-    /// What `/readyz` tells.
+    /// Sets what the API server answers to a watch that it refuses; `None` once it does not.
+    pub fn refused(&self, watch: &str, answer: Option<String>) {
+        let refused = &mut self.state().refused;
+        match answer {
+            Some(answer) => refused.insert(watch.to_owned(), answer),
+            None => refused.remove(watch),
+        };
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What `/readyz` tells. Whoever leads and may not watch is not useful.
     #[must_use]
     pub fn get(&self) -> Readiness {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let state = self.state();
+        match &state.readiness {
+            Readiness::Listing | Readiness::Leading if !state.refused.is_empty() => {
+                let answers: BTreeSet<&str> = state.refused.values().map(String::as_str).collect();
+                Readiness::Waiting(Vec::from_iter(answers).join("; "))
+            }
+            readiness => readiness.clone(),
+        }
     }
 }
 
@@ -158,6 +189,18 @@ mod tests {
         check("/readyz", Readiness::Leading, StatusCode::OK);
         check("/metrics", Readiness::Leading, StatusCode::OK);
         check("/else", Readiness::Leading, StatusCode::NOT_FOUND);
+    }
+
+    #[test]
+    fn a_refused_watch_is_told_until_it_is_not() {
+        let health = Health::default();
+        health.set(Readiness::Following);
+        health.refused("Pod", Some("u cannot list pods".to_owned()));
+        assert_eq!(health.get(), Readiness::Following, "a follower watches nothing");
+        health.set(Readiness::Listing);
+        assert_eq!(health.get(), Readiness::Waiting("u cannot list pods".to_owned()));
+        health.refused("Pod", None);
+        assert_eq!(health.get(), Readiness::Listing);
     }
 
     #[tokio::test(start_paused = true)]

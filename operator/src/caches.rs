@@ -1,7 +1,7 @@
 //! The objects the operator knows: one watch per kind and namespace, limited by label to its own objects, without
 //! the parts nobody reads. All reconcilers and scalers read here; nobody lists.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use futures::{StreamExt, future::BoxFuture};
 use k8s_openapi::api::{
@@ -15,7 +15,6 @@ use kube::{
     Api, Client, Resource, ResourceExt,
     core::{DeserializeGuard, NamespaceResourceScope},
     runtime::{
-        WatchStreamExt,
         reflector::{self, ObjectRef, Store},
         watcher::{self, Event, watcher},
     },
@@ -23,7 +22,12 @@ use kube::{
 use serde::de::DeserializeOwned;
 use weir_crds::{LLMPool, WorkflowPolicy, names};
 
-use crate::{key::Key, metrics::Metrics};
+use crate::{admin::Health, key::Key, metrics::Metrics, rights};
+
+/// Pause after a watch failed, doubled by each further failure in a row.
+const FIRST_PAUSE: Duration = Duration::from_millis(800);
+/// Longest pause after a failure.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// A kind that can be watched: namespaced, and known at compile time.
 pub trait Watched:
@@ -164,6 +168,7 @@ pub struct Watches {
     client: Client,
     namespaces: Vec<String>,
     metrics: Metrics,
+    health: Health,
     /// The tasks: each runs for ever.
     pub tasks: Vec<BoxFuture<'static, ()>>,
 }
@@ -179,11 +184,12 @@ impl Debug for Watches {
 impl Watches {
     /// Watches in these namespaces; in all when there is none.
     #[must_use]
-    pub fn new(client: Client, namespaces: Vec<String>, metrics: Metrics) -> Self {
+    pub fn new(client: Client, namespaces: Vec<String>, metrics: Metrics, health: Health) -> Self {
         Self {
             client,
             namespaces,
             metrics,
+            health,
             tasks: Vec::new(),
         }
     }
@@ -230,7 +236,13 @@ impl Watches {
             stores.push(store);
             let (slim, touched) = (slim.clone(), touched.clone());
             let errors = self.metrics.watch_errors.with_label_values(&[kind]);
-            let events = watcher(api, config.clone()).default_backoff();
+            let health = self.health.clone();
+            let name = api.resource_url().to_owned();
+            let mut is_refused = false;
+            // Not `default_backoff`: it begins anew with the event that announces a listing, before the API server
+            // was asked, so that a refused listing would be asked for every second.
+            let events = watcher(api, config.clone());
+            let mut pause = FIRST_PAUSE;
             self.tasks.push(Box::pin(async move {
                 let mut events = std::pin::pin!(events);
                 while let Some(event) = events.next().await {
@@ -238,10 +250,22 @@ impl Watches {
                         Ok(event) => event.modify(|object| slim(object)),
                         Err(error) => {
                             errors.inc();
-                            tracing::warn!(kind, %error, "a watch failed; it is tried again");
+                            let (error, refused) = explained(&error);
+                            tracing::warn!(kind, error, "a watch failed; it is tried again");
+                            is_refused = refused;
+                            health.refused(&name, refused.then_some(error));
+                            tokio::time::sleep(pause).await;
+                            pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
                             continue;
                         }
                     };
+                    // The first event of a listing comes before the API server was asked.
+                    if !matches!(event, Event::Init) {
+                        pause = FIRST_PAUSE;
+                        if std::mem::take(&mut is_refused) {
+                            health.refused(&name, None);
+                        }
+                    }
                     // A listing replaces the whole store: what is missing from it has gone unseen.
                     let vanishing = if matches!(event, Event::InitDone) {
                         before.state()
@@ -262,6 +286,18 @@ impl Watches {
         }
         Cache(stores)
     }
+}
+
+/// What a watch says, and whether the API server refuses it: that does not pass by itself.
+fn explained(error: &watcher::Error) -> (String, bool) {
+    let (watcher::Error::InitialListFailed(cause)
+    | watcher::Error::WatchStartFailed(cause)
+    | watcher::Error::WatchFailed(cause)) = error
+    else {
+        return (error.to_string(), false);
+    };
+    let refused = matches!(cause, kube::Error::Api(status) if matches!(status.code, 401 | 403));
+    (rights::explained(cause), refused)
 }
 
 /// Takes the managed fields away.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use weir_crds::names;
 
-use crate::{lease::Leadership, metrics::Metrics};
+use crate::{lease::Leadership, metrics::Metrics, rights};
 
 /// Longest wait for one answer of the API server. Shorter than the time between the leader's renew deadline and the
 /// end of its lease: a write that was allowed to begin has ended before another process may write.
@@ -36,7 +36,7 @@ pub enum CallError {
         call: &'static str,
     },
     /// The API server refused.
-    #[error("{call}: {}", said(source))]
+    #[error("{call}: {}", rights::explained(source))]
     Api {
         /// The call.
         call: &'static str,
@@ -82,14 +82,6 @@ pub fn is_namespace_ending(error: &kube::Error) -> bool {
         && causes
             .into_iter()
             .any(|cause| cause.reason == "NamespaceTerminating")
-}
-
-/// What the API server said, without the status in debug form.
-fn said(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
-    }
 }
 
 /// The way to the API server.

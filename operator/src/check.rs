@@ -7,17 +7,13 @@ use std::{
 };
 
 use k8s_openapi::api::{
-    apps::v1::Deployment,
+    authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
     coordination::v1::Lease,
-    core::v1::{ConfigMap, Pod, Service, ServiceAccount},
-    networking::v1::NetworkPolicy,
-    policy::v1::PodDisruptionBudget,
-    rbac::v1::{Role, RoleBinding},
 };
-use kube::{Api, Client, api::ListParams};
+use kube::{Api, Client, api::PostParams};
 use tokio::time::timeout;
 
-use crate::{args::Config, calls::TIMEOUT, kinds};
+use crate::{args::Config, calls::TIMEOUT, kinds, rights, version};
 
 /// Looks, with a pause between them, before what is wrong counts: a leader may just be changing.
 const LOOKS: u32 = 15;
@@ -62,7 +58,15 @@ async fn look(client: &Client, config: &Config) -> Vec<String> {
             Err(error) => wrong.push(format!("the schema of the kinds cannot be read: {error}")),
         }
     }
-    wrong.extend(rights(client, &config.watch_namespaces).await);
+    wrong.extend(
+        rights(
+            client,
+            &config.watch_namespaces,
+            (&config.namespace, &config.lease_name),
+        )
+        .await,
+    );
+    wrong.extend(version::of(client).await.as_ref().and_then(version::too_old));
     let leases: Api<Lease> = Api::namespaced(client.clone(), &config.namespace);
     let lease = timeout(TIMEOUT, leases.get(&config.lease_name)).await;
     let (name, namespace) = (&config.lease_name, &config.namespace);
@@ -86,46 +90,85 @@ async fn look(client: &Client, config: &Config) -> Vec<String> {
     wrong
 }
 
-/// The kinds that may not be listed, of all that the operator watches.
-async fn rights(client: &Client, namespaces: &[String]) -> Vec<String> {
-    let mut wrong = Vec::new();
+/// What the operator needs and may not do, in the words of `kubectl auth can-i`.
+///
+/// `lease` is namespace and name of the lease.
+pub async fn rights(client: &Client, namespaces: &[String], lease: (&str, &str)) -> Vec<String> {
     let scopes: Vec<Option<&str>> = if namespaces.is_empty() {
         vec![None]
     } else {
         namespaces.iter().map(|name| Some(name.as_str())).collect()
     };
-    for scope in scopes {
-        wrong.extend(listed::<Deployment>(client, scope).await);
-        wrong.extend(listed::<Pod>(client, scope).await);
-        wrong.extend(listed::<Service>(client, scope).await);
-        wrong.extend(listed::<ServiceAccount>(client, scope).await);
-        wrong.extend(listed::<ConfigMap>(client, scope).await);
-        wrong.extend(listed::<Role>(client, scope).await);
-        wrong.extend(listed::<RoleBinding>(client, scope).await);
-        wrong.extend(listed::<PodDisruptionBudget>(client, scope).await);
-        wrong.extend(listed::<NetworkPolicy>(client, scope).await);
+    let mut wrong = Vec::new();
+    for (group, resource, verbs) in rights::RIGHTS {
+        let of_lease = resource == rights::LEASES;
+        let scopes = if of_lease {
+            &[Some(lease.0)]
+        } else {
+            scopes.as_slice()
+        };
+        let named = of_lease.then_some(lease.1);
+        for scope in scopes {
+            let mut denied = Vec::new();
+            for verb in verbs {
+                // A right to create cannot be bound to a name.
+                let name = named.filter(|_| *verb != "create");
+                match may(client, (group, resource, verb), (*scope, name)).await {
+                    Ok(true) => {}
+                    Ok(false) => denied.push(*verb),
+                    Err(error) => {
+                        return vec![format!("the API server does not say what is allowed: {error}")];
+                    }
+                }
+            }
+            if !denied.is_empty() {
+                let whole = if group.is_empty() {
+                    resource.to_owned()
+                } else {
+                    format!("{resource} of {group}")
+                };
+                let place = scope.map_or("all namespaces".to_owned(), |name| format!("namespace {name}"));
+                wrong.push(format!(
+                    "no right to {} {whole} in {place}: {}",
+                    denied.join(", "),
+                    rights::GRANT
+                ));
+            }
+        }
     }
     wrong
 }
 
-async fn listed<K>(client: &Client, namespace: Option<&str>) -> Option<String>
-where
-    K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned,
-{
-    let api: Api<K> = match namespace {
-        Some(namespace) => Api::namespaced(client.clone(), namespace),
-        None => Api::all(client.clone()),
+/// Whether this operator may do something.
+async fn may(
+    client: &Client,
+    (group, resource, verb): (&str, &str, &str),
+    (namespace, name): (Option<&str>, Option<&str>),
+) -> Result<bool, String> {
+    let (resource, subresource) = match resource.split_once('/') {
+        Some((resource, subresource)) => (resource, Some(subresource)),
+        None => (resource, None),
     };
-    let one = ListParams::default().limit(1);
-    match timeout(TIMEOUT, api.list_metadata(&one)).await {
-        Ok(Ok(_)) => None,
-        Ok(Err(error)) => Some(format!(
-            "{} cannot be listed: the operator's role must be bound to its ServiceAccount ({error})",
-            K::plural(&())
-        )),
-        Err(_) => Some(format!("{}: the API server does not answer", K::plural(&()))),
+    let asked = ResourceAttributes {
+        group: Some(group.to_owned()),
+        resource: Some(resource.to_owned()),
+        subresource: subresource.map(str::to_owned),
+        verb: Some(verb.to_owned()),
+        namespace: namespace.map(str::to_owned),
+        name: name.map(str::to_owned),
+        ..ResourceAttributes::default()
+    };
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(asked),
+            ..SelfSubjectAccessReviewSpec::default()
+        },
+        ..SelfSubjectAccessReview::default()
+    };
+    let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
+    match timeout(TIMEOUT, reviews.create(&PostParams::default(), &review)).await {
+        Ok(Ok(answer)) => Ok(answer.status.is_some_and(|status| status.allowed)),
+        Ok(Err(error)) => Err(rights::explained(&error)),
+        Err(_) => Err("no answer in time".to_owned()),
     }
 }

@@ -13,6 +13,7 @@ use weir_crds::{LLMPool, WorkflowPolicy, names};
 use crate::{
     admin::{Health, Readiness},
     calls::TIMEOUT,
+    rights,
 };
 
 /// Pause between two looks for missing kinds.
@@ -60,8 +61,8 @@ pub async fn missing(client: &Client, namespaces: &[String]) -> Vec<String> {
                      chart with crds.install=true"
                 )),
                 Ok(Err(kube::Error::Api(status))) if status.code == 403 => Some(format!(
-                    "no right to list {name}: the operator's role must be bound to its ServiceAccount ({})",
-                    status.message
+                    "no right to list {name}: {}",
+                    rights::explained(&kube::Error::Api(status))
                 )),
                 Ok(Err(error)) => Some(format!("{name}: {error}")),
                 Err(_) => Some(format!("{name}: the API server does not answer")),

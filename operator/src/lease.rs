@@ -19,6 +19,8 @@ use k8s_openapi::{
 use kube::{Api, Client, api::ObjectMeta, api::PostParams};
 use tokio::time::Instant;
 
+use crate::rights;
+
 /// Timing of the lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
@@ -136,7 +138,7 @@ impl Seen {
 enum AttemptError {
     #[error("the API server did not answer in {0:?}")]
     Timeout(Duration),
-    #[error(transparent)]
+    #[error("{}", rights::explained(.0))]
     Api(kube::Error),
     #[error("the lease belongs to another process")]
     Taken,

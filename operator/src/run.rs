@@ -39,7 +39,7 @@ use crate::{
     metrics::Metrics,
     operator::{Operator, Work, owner_of},
     scaling::{keep_scalers, outlook::Outlooks},
-    workflow_policy,
+    version, workflow_policy,
 };
 
 /// Reconciles of one kind at once.
@@ -90,6 +90,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         config.lease,
     );
     let follow = async {
+        version::warn_if_old(&client).await;
         kinds::wait(&client, &config.watch_namespaces, &health).await;
         health.set(Readiness::Following);
         elector.acquire().await
@@ -142,7 +143,12 @@ fn lead(
 ) {
     let work = Arc::new(Work::default());
     let board = Arc::new(Board::default());
-    let mut watches = Watches::new(client.clone(), config.watch_namespaces.clone(), metrics.clone());
+    let mut watches = Watches::new(
+        client.clone(),
+        config.watch_namespaces.clone(),
+        metrics.clone(),
+        health.clone(),
+    );
     let caches = watch(&mut watches, &work, &board);
     for task in watches.tasks {
         parts.spawn(task);

@@ -2,6 +2,7 @@
 //! a quiet pool is never written; cost is the exception, and no reason to write (`apply.rs`).
 
 mod conditions;
+mod nodes;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

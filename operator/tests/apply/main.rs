@@ -15,4 +15,6 @@ mod mock;
 #[cfg(test)]
 mod reconcile;
 #[cfg(test)]
+mod rights;
+#[cfg(test)]
 mod scaling;

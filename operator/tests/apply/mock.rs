@@ -21,6 +21,7 @@ struct State {
     hang: Option<String>,
     refusals: Vec<(String, u16)>,
     ending: bool,
+    denied: Vec<(String, String)>,
     version: u64,
 }
 
@@ -56,7 +57,24 @@ fn ending() -> (StatusCode, Value) {
     (code, status)
 }
 
+/// What the API server says to whoever lacks a right.
+fn forbidden(verb: &str, plural: &str) -> (StatusCode, Value) {
+    let (code, mut status) = refusal(403, "Forbidden");
+    status["message"] = json!(format!(
+        "{plural} is forbidden: User \"operator\" cannot {verb} resource \"{plural}\""
+    ));
+    (code, status)
+}
+
 impl State {
+    /// Whether the right to `verb` a resource is granted.
+    fn allows(&self, verb: &str, plural: &str) -> bool {
+        !self
+            .denied
+            .iter()
+            .any(|(denied, of)| denied == verb && of == plural)
+    }
+
     fn store(&mut self, path: &str, mut object: Value) -> Value {
         self.version += 1;
         let metadata = &mut object["metadata"];
@@ -80,6 +98,19 @@ impl State {
         if let Some(index) = self.refusals.iter().position(refused) {
             let (_, code) = self.refusals.remove(index);
             return refusal(code, "Refused");
+        }
+        if path.ends_with("/selfsubjectaccessreviews") {
+            let asked = &body["spec"]["resourceAttributes"];
+            let text = |field: &str| asked[field].as_str().unwrap_or_default();
+            let mut review = body.clone();
+            review["status"] = json!({"allowed": self.allows(text("verb"), text("resource"))});
+            return (StatusCode::CREATED, review);
+        }
+        if let Some((_, plural)) = path.rsplit_once('/')
+            && *method == Method::GET
+            && !self.allows("list", plural)
+        {
+            return forbidden("list", plural);
         }
         let current = self.objects.get(object_path).cloned();
         match (method.as_str(), current, sub) {
@@ -179,6 +210,12 @@ impl Mock {
     /// The next write whose path contains `part` is refused with this status.
     pub(crate) fn refuse_once(&self, part: &str, code: u16) {
         self.state.lock().unwrap().refusals.push((part.to_owned(), code));
+    }
+
+    /// These rights, verb and resource, are not granted; all others are.
+    pub(crate) fn deny(&self, rights: &[(&str, &str)]) {
+        let owned = |(verb, plural): &(&str, &str)| ((*verb).to_owned(), (*plural).to_owned());
+        self.state.lock().unwrap().denied = rights.iter().map(owned).collect();
     }
 
     /// The namespace is being deleted from now on: nothing can be made in it.

@@ -7,7 +7,7 @@ use weir_crds::{
     human, names,
 };
 
-use super::Verdict;
+use super::{Verdict, nodes};
 use crate::{
     llm_pool::observe::Observed,
     references::{Kind, Missing, named},
@@ -224,7 +224,15 @@ fn capacity(observed: &Observed, outlook: Option<&Outlook>) -> Said {
         })
     });
     match unschedulable {
-        Some(text) => (State::False, Reason::Unschedulable, text),
+        Some(text) => {
+            let cure = nodes::cure(&text, &observed.pool.spec);
+            let text = if cure.is_empty() {
+                text
+            } else {
+                format!("{text} To do: {cure}")
+            };
+            (State::False, Reason::Unschedulable, text)
+        }
         None => (
             State::True,
             Reason::Scheduled,
