@@ -21,6 +21,7 @@ IMAGE_BUILD := RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --
 
 CARGO_DENY := 0.20.2
 CARGO_FUZZ := 0.13.2
+CARGO_CYCLONEDX := 0.5.9
 FUZZ_SECONDS ?= 5
 HELM_VERSION := v3.22.0
 HELM_DOCS_VERSION := v1.14.2
@@ -153,6 +154,14 @@ bench-wake: setup $(HELM_STAMP) cluster-bin ## Held request to replica patch, re
 images: setup cluster-bin ## Build the three images; hand them to the cluster if it runs
 	@$(call loud,compiling static binaries) env $(IMAGE_BUILD)
 	@$(TARGET)/debug/cluster images
+
+.PHONY: release
+release: setup $(HELM_STAMP) $(WEIR_CACHE)/tools/cargo-cyclonedx-$(CARGO_CYCLONEDX) ## All of a release in target/dist (REGISTRY=host/path; VERSION, ARCH, SOURCE, PUSH=1: docs/release.md)
+	@TARGET=$(abspath $(TARGET)) CARGO_CYCLONEDX=$(WEIR_CACHE)/tools/bin/cargo-cyclonedx $(call loud,building the release (minutes)) .ci/release
+
+.PHONY: release-check
+release-check: ## Build a release twice, in two places, and check what is in it
+	@MAKE=$(MAKE) TARGET=$(abspath $(TARGET)) .ci/release-check
 
 .PHONY: cluster-up
 cluster-up: setup cluster-bin ## Start the Kubernetes that tests and the demo use, and leave it running
