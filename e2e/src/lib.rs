@@ -16,6 +16,7 @@ pub mod operator;
 pub mod pool;
 pub mod processes;
 mod reach;
+pub mod release;
 mod session;
 mod state_dump;
 
