@@ -155,7 +155,8 @@ fn files_of(archive: &[u8]) -> Result<Vec<File>> {
         entry.read_to_end(&mut content)?;
         files.push(File {
             path: entry.path()?.to_string_lossy().into_owned(),
-            mode: entry.header().mode()?,
+            // Some write the kind of the file before them.
+            mode: entry.header().mode()? & 0o7777,
             plain: kind.is_file(),
             content,
         });

@@ -64,7 +64,7 @@ fn settings() -> Value {
     })
 }
 
-const PROGRAM: (&str, u32, &[u8]) = ("weir-router", 0o755, b"program");
+const PROGRAM: (&str, u32, &[u8]) = ("weir-router", 0o100_755, b"program");
 
 fn image_faults(settings: &Value, files: &[(&str, u32, &[u8])]) -> Vec<String> {
     let image = Image::read(&archive(settings, files)).expect("an image");
